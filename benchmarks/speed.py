@@ -1,0 +1,243 @@
+"""How fast is fedlearn? Ratios, measured side by side in one run, on one thread.
+
+    python benchmarks/speed.py            # prints the table, writes benchmarks/speed.md
+
+The yardsticks are written here, in plain PyTorch, as a tutorial would:
+
+- *plain loop*: for every client of the cohort deepcopy the model, iterate a DataLoader, step
+  ``torch.optim.SGD``, then average the state dicts weighted by n_k;
+- *centralised*: one model, one DataLoader over the same number of examples, ``torch.optim.SGD``,
+  minibatches of 10.
+
+A row's contestants take turns, round by round, so that a busy machine slows them all; the ratio is
+that of the medians.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from fedlearn import algorithms, data, model, partition
+from fedlearn.federate import Recipe, Simulated, federate, sample
+from fedlearn.rng import Use, numpy_rng
+
+LR, BATCH = 0.1, 10
+
+
+def mnist_shaped() -> tuple[torch.Tensor, torch.Tensor]:
+    """60,000 made-up examples of MNIST's shape: speed doesn't depend on what they show."""
+    rng = numpy_rng(0, Use.TOY)
+    x = rng.random((60_000, 784), dtype=np.float32)
+    return torch.from_numpy(x), torch.from_numpy(rng.integers(0, 10, 60_000))
+
+
+def network(*dims: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for i, o in zip(dims, dims[1:], strict=False):
+        layers += [nn.Linear(i, o), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def convolutional() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 28, 28)),
+        nn.Conv2d(1, 8, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8 * 14 * 14, 10),
+    )
+
+
+# -- the contestants: iterators that do one round a next() -----------------------------------------
+
+
+def train(net: nn.Module, loader: DataLoader) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=LR)
+    loss = nn.CrossEntropyLoss()
+    for xb, yb in loader:
+        optimizer.zero_grad()
+        loss(net(xb), yb).backward()
+        optimizer.step()
+
+
+def plain_loop(net: nn.Module, x, y, parts, cohort: int) -> Iterator[None]:
+    everything, server, t = TensorDataset(x, y), copy.deepcopy(net), 0
+    while True:
+        S = sample(len(parts), cohort, 0, t)
+        n, states = sum(len(parts[k]) for k in S), []
+        for k in S:
+            local = copy.deepcopy(server)
+            own = Subset(everything, parts[k].tolist())
+            train(local, DataLoader(own, batch_size=BATCH, shuffle=True))
+            states.append((len(parts[k]) / n, local.state_dict()))
+        server.load_state_dict({k: sum(p * s[k] for p, s in states) for k in states[0][1]})
+        t += 1
+        yield
+
+
+def centralised_loop(net: nn.Module, x, y, examples: int) -> Iterator[None]:
+    net, subset = copy.deepcopy(net), Subset(TensorDataset(x, y), range(examples))
+    while True:
+        train(net, DataLoader(subset, batch_size=BATCH, shuffle=True))
+        yield
+
+
+def ours(task: model.Task, x, y, parts, cohort: int) -> Iterator[None]:
+    recipe = Recipe(algorithms.fedavg(task, LR), task.theta0, batch=BATCH)
+    for _ in federate(recipe, Simulated(recipe, x, y, parts), rounds=10**6, cohort=cohort):
+        yield
+
+
+def race(rounds: int, *contestants: Iterator[None]) -> list[float]:
+    """Median milliseconds a round of each, taking turns."""
+    times: list[list[float]] = [[] for _ in contestants]
+    for r in range(rounds + 1):
+        for spent, run in zip(times, contestants, strict=True):
+            start = time.perf_counter()
+            next(run)
+            if r:  # the first warms up
+                spent.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(t) for t in times]
+
+
+# -- the table ------------------------------------------------------------------------------------
+
+
+def rows(rounds: int) -> Iterator[tuple[str, str, float, float, str]]:
+    """(workload, against, ms of the yardstick, ms of ours, target)."""
+    digits, (x, y) = data.load("digits"), mnist_shaped()
+    small = partition.iid(digits.y, 100, numpy_rng(0, Use.PARTITION))
+    parts = partition.iid(y, 100, numpy_rng(0, Use.PARTITION))
+
+    def against_plain(name, net, task, target, data=(x, y, parts, 10)):  # type: ignore[no-untyped-def]
+        plain, mine = race(rounds, plain_loop(net, *data), ours(task, *data))
+        return name, "plain loop", plain, mine, target
+
+    digits_100 = (digits.x, digits.y, small, 100)
+    linear, net2 = network(784, 10), network(784, 200, 200, 10)
+    yield against_plain(
+        "digits softmax, 100 of 100 clients",
+        network(64, 10),
+        model.softmax_regression(64, 10),
+        ">= 30",
+        digits_100,
+    )
+    yield against_plain(
+        "MNIST-shaped softmax, 10 of 100", linear, model.softmax_regression(784, 10), ">= 7"
+    )
+    yield against_plain("2NN, 10 of 100", net2, model.mlp(784, 200, 200, 10), ">= 2.5")
+    for name, net in (("softmax", linear), ("2NN", net2), ("small CNN", convolutional())):
+        yield against_plain(f"generic module: {name}", net, model.from_module(net), ">= 0.9")
+    small_net = network(64, 10)
+    yield against_plain(
+        "generic module: digits softmax, 100",
+        small_net,
+        model.from_module(small_net),
+        ">= 0.9",
+        digits_100,
+    )
+    for name, net, task, target in (
+        ("MNIST-shaped softmax", linear, model.softmax_regression(784, 10), ">= 4"),
+        ("2NN", net2, model.mlp(784, 200, 200, 10), ">= 2"),
+    ):
+        central, mine = race(rounds, centralised_loop(net, x, y, 6000), ours(task, x, y, parts, 10))
+        yield f"{name}, 6,000 examples", "centralised SGD", central, mine, target
+
+
+def seconds_to(statement: str, repeat: int = 5) -> float:
+    """Median seconds a fresh interpreter takes for ``statement``."""
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", statement], check=True)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+IMPORT, WORKLOAD = "--import-only", "--memory"
+
+
+def peak_mb_of(what: str) -> float:
+    """Peak resident memory of a fresh process, in MB."""
+    out = subprocess.run(
+        [sys.executable, __file__, what], check=True, capture_output=True, text=True
+    )
+    return float(out.stdout)
+
+
+def memory_workload() -> None:
+    """Ten rounds of the 2NN workload."""
+    x, y = mnist_shaped()
+    parts = partition.iid(y, 100, numpy_rng(0, Use.PARTITION))
+    run = ours(model.mlp(784, 200, 200, 10), x, y, parts, 10)
+    for _ in range(10):
+        next(run)
+
+
+def peak_mb() -> float:
+    """Of this process. On Linux ru_maxrss would count the parent's peak too, so ask /proc."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(ln for ln in status.read_text().splitlines() if ln.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rounds = int(os.environ.get("ROUNDS", "15"))
+    lines = [
+        "| workload | against | theirs, ms a round | fedlearn, ms a round | ratio | target |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    print("\n".join(lines), flush=True)
+    for name, against, theirs, mine, target in rows(rounds):
+        lines.append(
+            f"| {name} | {against} | {theirs:.1f} | {mine:.2f} | **{theirs / mine:.1f}** | {target} |"
+        )
+        print(lines[-1], flush=True)
+    base, ours_s = seconds_to("import torch"), seconds_to("import torch, fedlearn")
+    extra = [
+        f"`import torch` {base:.2f} s, with `import fedlearn` {ours_s:.2f} s: "
+        f"{ours_s - base:+.2f} s (target < 0.5 s).",
+        f"Peak memory of ten rounds of the 2NN workload, 188 MB of data included, beyond what "
+        f"`import torch` takes: {peak_mb_of(WORKLOAD) - peak_mb_of(IMPORT):.0f} MB (target < 600 MB; "
+        f"`import torch` alone {peak_mb_of(IMPORT):.0f} MB in this build).",
+    ]
+    print("\n" + "\n".join(extra))
+    write(lines, extra)
+
+
+def write(lines: list[str], extra: list[str]) -> None:
+    head = (
+        "# Speed\n\nMade by `python benchmarks/speed.py`, on one thread, the contestants of a row taking "
+        f"turns (torch {torch.__version__.split('+')[0]}, Python {sys.version.split()[0]}). "
+        "FedAvg, B = 10, E = 1.\n\n"
+    )
+    target = Path(__file__).with_suffix(".md")
+    temporary = target.with_suffix(".tmp")
+    temporary.write_text(head + "\n".join(lines) + "\n\n" + "\n\n".join(extra) + "\n")
+    os.replace(temporary, target)
+
+
+if __name__ == "__main__":
+    if WORKLOAD in sys.argv:
+        memory_workload()
+    if {WORKLOAD, IMPORT} & set(sys.argv):
+        print(peak_mb())
+    else:
+        main()

@@ -1,0 +1,57 @@
+"""FedAvg: McMahan et al., 2017, Algorithm 1. https://arxiv.org/abs/1602.05629"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..data import Shards
+from ..model import Task
+from ..optim import check_lr, descend
+from .base import Algorithm, Kept, Message, Reply, State
+
+
+def fedavg(task: Task, lr: float, server_lr: float = 1.0) -> Algorithm:
+    r"""Federated averaging: E local epochs, then theta <- theta + server_lr * Σ_k p_k delta_k.
+
+    delta_k = theta_k - theta, with theta_k what client k's local SGD reaches from theta. With
+    server_lr = 1 the new theta is the weighted mean Σ_k p_k theta_k.
+
+    Args:
+        task: What the clients minimise.
+        lr: Learning rate eta of the clients.
+        server_lr: eta_s, 1 in the paper.
+
+    Returns:
+        An :class:`~fedlearn.algorithms.Algorithm`. Epochs E and batch B belong to the ``Recipe``.
+
+    Raises:
+        ValueError: If a learning rate is not > 0 and finite.
+
+    Example:
+        >>> from fedlearn.model import softmax_regression
+        >>> task = softmax_regression(64, 10)
+        >>> fedavg(task, lr=0.1).init(task.theta0)["theta"].shape
+        torch.Size([650])
+
+    Reference:
+        McMahan, Moore, Ramage, Hampson, Agüera y Arcas, 2017, "Communication-efficient learning of
+        deep networks from decentralized data", Algorithm 1. Derived in lesson 4.
+
+    Differs from the paper: its first version divides by the whole population's n, which is no mean
+    for a cohort; its later versions, and this, divide by the cohort's.
+    """
+    check_lr("fedavg", lr)
+    check_lr("fedavg", server_lr, "server_lr")
+
+    def init(theta: Tensor) -> State:
+        return {"theta": theta}
+
+    def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
+        theta = message["theta"]
+        theta_k, _, loss = descend(task, theta, shards, lr)
+        return {"delta": theta_k - theta, "loss": loss}, memory
+
+    def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
+        return {"theta": state["theta"] + server_lr * delta}
+
+    return Algorithm(init, client, server, task=task)

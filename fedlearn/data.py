@@ -1,0 +1,363 @@
+"""Examples, who holds them, and the minibatches each client will see in one round."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .rng import Use, hashed, numpy_rng
+
+
+class Dataset(NamedTuple):
+    """Training and test examples of one problem.
+
+    Attributes:
+        x: (n, features) float32 in [0, 1] (the toy plane: in [-1, 1]). Pictures lie flat:
+            ``x.unflatten(1, shape)`` shows them.
+        y: (n,) int64 classes, or float32 targets when ``classes`` is 0 (regression).
+        x_test: (m, features).
+        y_test: (m,).
+        classes: C, or 0 for regression.
+        name: ``"digits"``; ``"digits (fallback)"`` when another was asked for and missing.
+        shape: Shape of one example as a picture, ``(8, 8)``; empty when it isn't one.
+        about: Where the data comes from.
+    """
+
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: int
+    name: str
+    shape: tuple[int, ...] = ()
+    about: str = ""
+
+
+def load(
+    name: str = "digits",
+    *,
+    fallback: str | None = None,
+    folder: str | Path | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Load a data set; the first five need no network and no file.
+
+    ======================  =================================================================
+    ``digits``              1,797 handwritten digits, 8x8 (the default), 10 classes
+    ``breast_cancer``       569 tumours, 30 measurements, 2 classes
+    ``wine``                178 wines, 13 measurements, 3 classes
+    ``diabetes``            442 patients, 10 measurements, a number to predict
+    ``toy``                 600 points of a plane in 3 interleaved arms
+    ``mnist``               70,000 handwritten digits, 28x28
+    ``fashion_mnist``       70,000 pictures of clothes, 28x28
+    ``cifar10``             60,000 colour pictures, 3x32x32
+    ======================  =================================================================
+
+    The last three are read with torchvision from ``folder``, else from the folder that the
+    environment variable ``FEDLEARN_DATA`` names, else from the user's cache, where they are
+    downloaded once.
+
+    Args:
+        name: One of the names above.
+        fallback: Loaded instead when ``name`` can't be had; what is printed says so and why, and
+            the result's name ends in ``(fallback)``.
+        folder: Where torchvision's files lie, for the last three.
+        seed: Of the training/test split of the first five (80 % / 20 %).
+
+    Returns:
+        A :class:`Dataset`.
+
+    Raises:
+        ValueError: If the name is unknown.
+        FileNotFoundError: If the files are missing or damaged and can't be downloaded, and there is
+            no fallback. The message says what failed, why, and where to put the files.
+
+    Example:
+        >>> digits = load("digits")
+        >>> digits.x.shape, digits.x_test.shape, digits.classes
+        (torch.Size([1437, 64]), torch.Size([360, 64]), 10)
+    """
+    for asked in filter(None, (name, fallback)):
+        if asked not in (*_SMALL, *_TORCHVISION):
+            known = ", ".join((*_SMALL, *_TORCHVISION))
+            raise ValueError(f"load: unknown data set {asked!r}; known are {known}, e.g. 'digits'")
+    if name in _SMALL:
+        return _split(name, *_SMALL[name](seed), seed=seed)
+    try:
+        return _torchvision(name, folder)
+    except FileNotFoundError as missing:
+        if fallback is None:
+            raise
+        print(f"{str(missing).rsplit(', or use load', 1)[0]}.")
+        print(f"Using {fallback} instead: results are marked '{fallback} (fallback)'.")
+        data = load(fallback, folder=folder, seed=seed)
+        return data._replace(name=f"{data.name} (fallback)")
+
+
+# -- in the wheel ---------------------------------------------------------------------------------
+
+_Small = tuple[np.ndarray, np.ndarray, int, tuple[int, ...], str]  # x, y, classes, shape, about
+
+
+def _digits(seed: int) -> _Small:
+    from sklearn.datasets import load_digits
+
+    d = load_digits()
+    return d.data / 16.0, d.target, 10, (8, 8), "UCI optical digits, test part (Alpaydin, 1998)"
+
+
+def _table(loader: str, classes: int, about: str) -> Callable[[int], _Small]:
+    def read(seed: int) -> _Small:
+        import sklearn.datasets
+
+        d = getattr(sklearn.datasets, loader)()
+        low, high = d.data.min(0), d.data.max(0)
+        y = d.target if classes else d.target / d.target.max()
+        return (d.data - low) / (high - low), y, classes, (), about
+
+    return read
+
+
+def _toy(seed: int) -> _Small:
+    """Three spiral arms of 200 points, in [-1, 1]^2."""
+    rng = numpy_rng(seed, Use.TOY)
+    arm, at = np.repeat(np.arange(3), 200), np.tile(np.linspace(0.08, 1.0, 200), 3)
+    angle = 2 * np.pi * arm / 3 + 2.5 * at + rng.normal(0, 0.15, 600)
+    x = at[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+    return x, arm, 3, (), "made up: three spiral arms"
+
+
+_SMALL: dict[str, Callable[[int], _Small]] = {
+    "digits": _digits,
+    "breast_cancer": _table("load_breast_cancer", 2, "Wisconsin diagnostic (Wolberg, 1995)"),
+    "wine": _table("load_wine", 3, "UCI wine (Aeberhard, Forina, 1992)"),
+    "diabetes": _table("load_diabetes", 0, "diabetes progression (Efron et al., 2004)"),
+    "toy": _toy,
+}
+
+
+def _split(
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    classes: int,
+    shape: tuple[int, ...],
+    about: str,
+    *,
+    seed: int,
+) -> Dataset:
+    order = numpy_rng(seed, Use.SPLIT).permutation(len(y))
+    test, train = np.split(order, [-(-len(y) // 5)])
+    xs = torch.from_numpy(np.asarray(x, np.float32))
+    ys = torch.from_numpy(np.asarray(y, np.int64 if classes else np.float32))
+    return Dataset(xs[train], ys[train], xs[test], ys[test], classes, name, shape, about)
+
+
+# -- through torchvision --------------------------------------------------------------------------
+
+_TORCHVISION = {
+    "mnist": ("MNIST", "LeCun, Cortes, Burges, 1998", (28, 28)),
+    "fashion_mnist": ("FashionMNIST", "Xiao, Rasul, Vollgraf, 2017", (28, 28)),
+    "cifar10": ("CIFAR10", "Krizhevsky, 2009", (3, 32, 32)),
+}
+_TIMEOUT_S = 15.0  # torchvision sets none: without it a dead network hangs the lesson
+
+
+def data_folder(folder: str | Path | None = None) -> Path:
+    """Where torchvision's files are looked for: ``folder``, $FEDLEARN_DATA, or the user's cache.
+
+    Example:
+        >>> data_folder("somewhere").name
+        'somewhere'
+    """
+    from platformdirs import user_cache_path
+
+    return Path(folder or os.environ.get("FEDLEARN_DATA") or user_cache_path("fedlearn"))
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _torchvision(name: str, folder: str | Path | None) -> Dataset:
+    from torchvision import datasets
+
+    cls, about, shape = _TORCHVISION[name]
+    root = data_folder(folder)
+    try:
+        with _socket_timeout(_TIMEOUT_S):
+            parts = [_tensors(_read(getattr(datasets, cls), root, t)) for t in (True, False)]
+    except _DAMAGED as e:
+        why = f"a file there is damaged: delete it ({str(e).strip() or type(e).__name__})"
+        raise FileNotFoundError(_missing(name, cls, root, why)) from e
+    except (RuntimeError, OSError, HTTPException) as e:  # URLError is an OSError
+        found = re.search(r"urlopen error (?:\[Errno [^]]*\] )?([^>]*)", str(e))
+        why = f"download failed: {found[1] if found else ' '.join(str(e).split())[:120]}"
+        raise FileNotFoundError(_missing(name, cls, root, why)) from e
+    (x, y), (x_test, y_test) = parts
+    return Dataset(x, y, x_test, y_test, 10, name, shape, about)
+
+
+class _Damaged(Exception):
+    pass
+
+
+# what torchvision raises when it reads a file that is cut, empty or another
+_DAMAGED = (
+    _Damaged, AssertionError, ValueError, TypeError, KeyError, EOFError, pickle.PickleError
+)  # fmt: skip
+
+
+def _read(dataset, root: Path, train: bool):  # type: ignore[no-untyped-def]
+    """From the folder; only what isn't there is downloaded."""
+    try:
+        return dataset(root, train=train)
+    except RuntimeError as e:
+        if "not found" not in str(e):  # torchvision's words: "Dataset not found"
+            raise _Damaged(e) from e
+        return dataset(root, train=train, download=True)
+
+
+def _missing(name: str, cls: str, root: Path, why: str) -> str:
+    inside = "cifar-10-batches-py" if cls == "CIFAR10" else f"{cls}/raw"
+    return (
+        f"load: no {name} in {_short(root)} ({why}). Put torchvision's files into "
+        f"{_short(root / inside)}, or set FEDLEARN_DATA to a folder that has them, or use "
+        f"load({name!r}, fallback='digits')."
+    )
+
+
+def _short(path: Path) -> str:
+    """With ~ for the home folder: a message may end up in a stored notebook."""
+    return str(path).replace(str(Path.home()), "~")
+
+
+def _tensors(part) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    x = torch.as_tensor(part.data)
+    if len(x) != len(part.targets):
+        raise _Damaged(f"{len(x)} pictures, {len(part.targets)} labels")
+    if x.dim() == 4:  # CIFAR: channels last
+        x = x.permute(0, 3, 1, 2)
+    return x.flatten(1).float().div_(255), torch.as_tensor(part.targets)
+
+
+# -- what a client sees in one round --------------------------------------------------------------
+
+
+_GATHER = 4_000_000  # numbers gathered at once: 16 MB
+
+
+class Shards(NamedTuple):
+    """The round's minibatches of K clients: T steps of at most B examples, as indices into x, y.
+
+    Attributes:
+        x: (n, ...) every example, of all clients.
+        y: (n,).
+        index: (K, T, B) int64 rows of x and y.
+        mask: (K, T, B) 1.0 for an example, 0.0 for padding.
+        n: (K,) float32, examples each client holds.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    mask: Tensor
+    n: Tensor
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Step by step: x (K, B, ...), y (K, B), mask (K, B).
+
+        Example:
+            >>> x, y = torch.arange(4.0)[:, None], torch.arange(4)
+            >>> index, mask = torch.tensor([[[0, 1], [2, 2]]]), torch.tensor([[[1.0, 1], [1, 0]]])
+            >>> for bx, by, m in Shards(x, y, index, mask, torch.tensor([3.0])).batches():
+            ...     print(by.tolist(), m.tolist())
+            [[0, 1]] [[1.0, 1.0]]
+            [[2, 2]] [[1.0, 0.0]]
+        """
+        steps = self.index.transpose(0, 1).contiguous()  # (T, K, B): a step's batches lie together
+        masks = self.mask.transpose(0, 1).contiguous()
+        size = max(steps[0].numel() * self.x[0].numel(), 1)
+        block = max(1, _GATHER // size)  # many steps a gather, but never the whole data set again
+        for rows, mask in zip(steps.split(block), masks.split(block), strict=True):
+            flat = rows.reshape(-1)
+            x = self.x.index_select(0, flat).reshape(*rows.shape, *self.x.shape[1:])
+            y = self.y.index_select(0, flat).reshape(rows.shape)
+            yield from zip(x.unbind(0), y.unbind(0), mask.unbind(0), strict=True)
+
+
+def schedule(
+    parts: list[np.ndarray] | dict[int, np.ndarray],
+    cohort: np.ndarray,
+    *,
+    batch: int | None,
+    epochs: int,
+    seed: int,
+    round: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The minibatch plan of a cohort for one round: E passes over each client's data, reshuffled.
+
+    Every example gets a key that depends on (seed, round, epoch, example) alone; a client takes its
+    own in the order of their keys. So the plan of a client doesn't depend on who else takes part.
+
+    Args:
+        parts: Index array of every client.
+        cohort: (K,) client numbers.
+        batch: B; None for all of a client's examples in one batch (B = inf).
+        epochs: E.
+        seed: The run's seed.
+        round: t.
+
+    Returns:
+        ``index`` (K, T, B) int64, ``mask`` (K, T, B) float32, ``n`` (K,) float32, where T is the
+        number of steps of the largest client; shorter ones are padded with mask 0.
+
+    Raises:
+        ValueError: If the cohort is empty.
+
+    Example:
+        >>> parts = [np.array([0, 1, 2]), np.array([3])]
+        >>> index, mask, n = schedule(parts, np.arange(2), batch=2, epochs=1, seed=0, round=0)
+        >>> mask.tolist(), n.tolist()
+        ([[[1.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]], [3.0, 1.0])
+    """
+    own = [parts[k] for k in cohort]
+    if not own:
+        raise ValueError("schedule: the cohort is empty, e.g. cohort=np.array([0])")
+    n = np.array([len(p) for p in own])
+    B = batch or max(int(n.max()), 1)
+    T1 = max(int((-(-n // B)).max()), 1)  # steps an epoch
+    flat = np.concatenate(own)
+    client = np.repeat(np.arange(len(own)), n)
+    at = np.arange(len(flat)) - np.repeat(np.cumsum(n) - n, n)  # place within the client
+    pad = np.array([p[0] if len(p) else 0 for p in own])  # own row: nobody reads another's
+    index = np.tile(pad[:, None, None], (1, epochs, T1 * B)).astype(np.int64)
+    mask = np.zeros((len(own), epochs, T1 * B), np.float32)
+    mask[client, :, at] = 1.0
+    first = client.astype(np.uint64) << np.uint64(44)  # one sort for all: client, then hash
+    for e in range(epochs):
+        key = hashed(flat, seed, Use.SHUFFLE, round, e) >> np.uint64(20)
+        index[client, e, at] = flat[np.argsort(key | first, kind="stable")]
+    shape = (len(own), epochs * T1, B)
+    return (
+        torch.from_numpy(index.reshape(shape)),
+        torch.from_numpy(mask.reshape(shape)),
+        torch.from_numpy(n.astype(np.float32)),
+    )

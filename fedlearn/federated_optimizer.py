@@ -1,0 +1,133 @@
+"""The optimiser that tutorials imagine: ``federated_optimizer.SGD(model.parameters(), lr)``.
+
+``from torch.optim import federated_optimizer`` can't run: PyTorch has no such module. This is the
+small thing it would be. Clients call ``loss.backward()`` and hand their gradient over with
+:meth:`receive`; the server calls :meth:`step`, which applies Σ_k p_k g_k. Lesson 3 builds it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class SGD(torch.optim.SGD):
+    """``torch.optim.SGD`` whose gradient is the clients' weighted mean: FedSGD.
+
+    theta <- theta - lr * Σ_k p_k g_k,  p_k = weight_k / Σ_j weight_j.
+
+    Args:
+        params: ``model.parameters()``.
+        lr: Learning rate, > 0 and finite.
+        momentum: beta, of the server.
+
+    Raises:
+        ValueError: If ``lr`` is not > 0 and finite; if a weight is not > 0; if :meth:`step` is
+            called before any client has handed a gradient over.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> opt = SGD(model.parameters(), lr=1.0)
+        >>> for x, n_k in ((1.0, 30), (5.0, 10)):  # two clients of 30 and 10 examples
+        ...     model(torch.tensor([[x]])).sum().backward()
+        ...     opt.receive(weight=n_k)
+        >>> opt.step()
+        >>> model.weight.item()  # -(30 * 1 + 10 * 5) / 40
+        -2.0
+
+    Reference:
+        McMahan et al., 2017, §2 (FederatedSGD); Reddi et al., 2021, for optimisers on the server.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.0):
+        _check_lr("federated_optimizer.SGD", lr)
+        super().__init__(params, lr=lr, momentum=momentum)
+
+    def receive(self, weight: float) -> None:
+        """Take the gradient a client left in ``.grad`` with its weight n_k, and clear ``.grad``."""
+        _receive(self, weight)
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Apply the weighted mean of what was received since the last step."""
+        _average(self)
+        out = super().step(closure)
+        self.zero_grad()
+        return out
+
+
+class Adam(torch.optim.Adam):
+    """``torch.optim.Adam`` whose gradient is the clients' weighted mean.
+
+    Args:
+        params: ``model.parameters()``.
+        lr: Learning rate, > 0 and finite.
+
+    Raises:
+        ValueError: As for :class:`SGD`.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> opt = Adam(model.parameters(), lr=0.1)
+        >>> model(torch.ones(1, 1)).sum().backward()
+        >>> opt.receive(weight=8)
+        >>> opt.step()
+
+    Differs from FedAdam (Reddi et al., 2021, Algorithm 2): that one adapts to the clients'
+    *updates* after local steps, without bias correction; this is Adam on the mean gradient.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float):
+        _check_lr("federated_optimizer.Adam", lr)
+        super().__init__(params, lr=lr)
+
+    def receive(self, weight: float) -> None:
+        """Take the gradient a client left in ``.grad`` with its weight n_k, and clear ``.grad``."""
+        _receive(self, weight)
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Apply the weighted mean of what was received since the last step."""
+        _average(self)
+        out = super().step(closure)
+        self.zero_grad()
+        return out
+
+
+def _check_lr(name: str, lr: float) -> None:
+    if not (lr > 0 and math.isfinite(lr)):
+        raise ValueError(f"{name}: lr must be > 0 and finite, got {lr}, e.g. lr=0.1")
+
+
+def _parameters(opt: torch.optim.Optimizer) -> Iterable[Tensor]:
+    return (p for group in opt.param_groups for p in group["params"])
+
+
+def _receive(opt: torch.optim.Optimizer, weight: float) -> None:
+    if not (weight > 0 and math.isfinite(weight)):
+        raise ValueError(f"receive: weight must be > 0 and finite, got {weight}, e.g. weight=n_k")
+    grads = [p.grad for p in _parameters(opt)]
+    if all(g is None for g in grads):
+        raise ValueError("receive: no gradient to hand over; call loss.backward() first")
+    for p in _parameters(opt):
+        if p.grad is not None:
+            into = opt.state[p].setdefault("received", torch.zeros_like(p))
+            into.add_(p.grad, alpha=weight)
+            p.grad = None
+    opt.received = getattr(opt, "received", 0.0) + weight  # type: ignore[attr-defined]
+
+
+def _average(opt: torch.optim.Optimizer) -> None:
+    total = getattr(opt, "received", 0.0)
+    if not total:
+        raise ValueError(
+            "step: no client has handed a gradient over; call loss.backward() and "
+            "receive(weight=n_k) for every client first"
+        )
+    for p in _parameters(opt):
+        if "received" in opt.state[p]:
+            p.grad = opt.state[p].pop("received").div_(total)
+    opt.received = 0.0  # type: ignore[attr-defined]

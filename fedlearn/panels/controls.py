@@ -1,0 +1,149 @@
+"""Sliders and menus in the panel's look. A lesson makes its own controls with these.
+
+Values start on the slider's step grid: the browser would otherwise send a corrected one back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ipywidgets as W
+
+LABEL = "88px"
+
+
+def _style() -> dict[str, Any]:
+    return {"style": {"description_width": LABEL}, "layout": {"width": "auto"}}
+
+
+def slider(name: str, value: int, low: int, high: int, *, step: int = 1, tip: str = "") -> W.Widget:
+    """A slider over integers.
+
+    Example:
+        >>> slider("Clients", 20, 2, 100).value
+        20
+    """
+    _inside("slider", value, low, high)
+    return W.IntSlider(
+        value, low, high, step=step, description=name, tooltip=tip or name, **_style()
+    )
+
+
+def float_slider(
+    name: str, value: float, low: float, high: float, *, step: float = 0.1, tip: str = ""
+) -> W.Widget:
+    """A slider over equally spaced numbers.
+
+    Example:
+        >>> float_slider("Angle", 0.33, 0.0, 1.0).value
+        0.3
+    """
+    _inside("float_slider", value, low, high)
+    value = min(high, low + round((value - low) / step) * step)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return W.FloatSlider(
+        float(f"{value:.12g}"),
+        min=low,
+        max=high,
+        step=step,
+        readout_format=f".{digits}f",
+        description=name,
+        tooltip=tip or name,
+        **_style(),
+    )
+
+
+def log_slider(
+    name: str, value: float, low: float, high: float, *, step: float = 0.1, tip: str = ""
+) -> W.Widget:
+    """A slider over powers of ten; ``step`` is in the exponent.
+
+    Example:
+        >>> log_slider("Skew", 0.5, 0.01, 100).value
+        0.501
+    """
+    _inside("log_slider", value, low, high)
+    a, b = math.log10(low), math.log10(high)
+    value = 10 ** min(b, a + round((math.log10(value) - a) / step) * step)
+    return W.FloatLogSlider(
+        value=float(f"{value:.3g}"),
+        base=10,
+        min=a,
+        max=b,
+        step=step,
+        readout_format=".2r",
+        description=name,
+        tooltip=tip or name,
+        **_style(),
+    )
+
+
+def menu(
+    name: str, options: Mapping[str, Any] | Sequence[Any], value: Any, *, tip: str = ""
+) -> W.Widget:
+    """A menu. ``options`` are values, or ``{what is shown: value}``.
+
+    Example:
+        >>> menu("Split", {"even": "iid", "by label": "shards"}, "iid").value
+        'iid'
+    """
+    pairs = (
+        list(options.items()) if isinstance(options, Mapping) else [(str(v), v) for v in options]
+    )
+    if value not in [v for _, v in pairs]:
+        raise ValueError(
+            f"menu: {name} has no option {value!r}; there are "
+            f"{', '.join(repr(v) for _, v in pairs)}, e.g. value={pairs[0][1]!r}"
+        )
+    return W.Dropdown(options=pairs, value=value, description=name, tooltip=tip or name, **_style())
+
+
+def choices(
+    name: str, options: Mapping[str, Any] | Sequence[Any], value: Any, *, tip: str = ""
+) -> W.Widget:
+    """A slider over a few named values, in order. None can't be one of them (ipywidgets: nothing).
+
+    Example:
+        >>> choices("Batch", [8, 32, "all"], "all").value
+        'all'
+    """
+    pairs = (
+        list(options.items()) if isinstance(options, Mapping) else [(str(v), v) for v in options]
+    )
+    if value not in [v for _, v in pairs]:
+        raise ValueError(
+            f"choices: {name} has no option {value!r}; there are "
+            f"{', '.join(repr(v) for _, v in pairs)}, e.g. value={pairs[0][1]!r}"
+        )
+    return W.SelectionSlider(
+        options=pairs, value=value, description=name, tooltip=tip or name, **_style()
+    )
+
+
+def heading(text: str) -> W.Widget:
+    """A small heading between controls; it has no value.
+
+    Example:
+        >>> heading("DATA").description
+        ''
+    """
+    label = W.Label(text)
+    label.add_class("fl-group")
+    return label
+
+
+def has_value(control: W.Widget) -> bool:
+    """Whether a widget is a control, and not a heading.
+
+    Example:
+        >>> has_value(heading("DATA")), has_value(slider("Clients", 2, 2, 9))
+        (False, True)
+    """
+    return hasattr(control, "value") and not isinstance(control, (W.Label, W.HTML))
+
+
+def _inside(who: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{who}: value must be in {low}..{high}, got {value!r}, e.g. {low}")

@@ -1,0 +1,314 @@
+"""Controls at the left, pictures at the right, a thread behind: what every live lesson is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as W
+
+from . import static
+from .controls import has_value
+from .engine import Engine, Frame, Snapshot
+from .parts import Part, Readout, Status
+from .save import claim, fill, table
+from .scales import words
+
+
+class Explorable:
+    """A picture that answers the hand: move a control, and ``make`` runs anew.
+
+    Args:
+        controls: name -> a widget from :mod:`fedlearn.panels.controls` (or any widget with a
+            ``value``; headings have none). The names are the arguments of ``make``.
+        make: ``make(**values)`` yields frames, as :class:`~fedlearn.panels.Engine` wants them. A
+            picture without time yields one frame.
+        parts: One to four parts, filled column by column.
+        rounds: Rounds of a run. 0 for a picture without time: then there are no run buttons.
+        seconds: How long a run started by the Run button takes at least.
+        readout: Snapshot -> short texts beside the progress bar.
+        predict: The question under the picture.
+        caption: Snapshot -> one sentence, for ``text/plain``, screen readers and alt text.
+        code: Snapshot -> Python that does the same; None leaves the Code button out.
+        name: Stem of saved files.
+        preview: Compute the first run now, so that the picture is never blank.
+        fps: Most frames a second.
+
+    Raises:
+        ValueError: If there are no parts, or more than four.
+
+    Example:
+        >>> from fedlearn.panels import Curve, controls
+        >>> def halve(start):
+        ...     for t in range(11):
+        ...         yield {"height": start / 2**t}
+        >>> sliders = {"start": controls.slider("Start", 8, 1, 9)}
+        >>> demo = Explorable(sliders, halve, [Curve("height")], rounds=10)
+        >>> demo.engine.snapshot().columns["height"][:3].tolist()
+        [8.0, 4.0, 2.0]
+        >>> demo.close()
+    """
+
+    def __init__(
+        self,
+        controls: Mapping[str, W.Widget],
+        make: Callable[..., Iterable[Frame]],
+        parts: Sequence[Part],
+        *,
+        rounds: int = 0,
+        seconds: float = 2.0,
+        readout: Callable[[Snapshot], list[str]] | None = None,
+        predict: str = "",
+        caption: Callable[[Snapshot], str] | None = None,
+        code: Callable[[Snapshot], str] | None = None,
+        name: str = "fedlearn",
+        preview: bool = True,
+        fps: float = 20.0,
+    ):
+        if not 1 <= len(parts) <= 4:
+            raise ValueError(
+                f"Explorable: wants one to four parts, got {len(parts)}, e.g. [Curve()]"
+            )
+        _replace_older(self)
+        self.controls, self.parts, self.name = dict(controls), list(parts), name
+        self._caption, self._code, self._predict = caption, code, predict
+        self._lock, self._static, self._showing_code = threading.RLock(), "", False
+        self._loop = _running_loop()
+        self._build(rounds, readout)
+        self.engine = Engine(
+            make,
+            self.values(),
+            rounds=rounds,
+            fps=fps,
+            pace=seconds / rounds if rounds else 0.0,
+            on_frame=self._frame,
+        )
+        if preview:
+            self._frame(self.engine.compute())
+        for c in self.controls.values():
+            if has_value(c):
+                c.observe(self._moved, "value")
+
+    # -- what lessons use -----------------------------------------------------------------------
+
+    def values(self) -> dict[str, Any]:
+        """The controls' values, by name: what ``make`` is called with."""
+        return {k: c.value for k, c in self.controls.items() if has_value(c)}
+
+    def close(self) -> None:
+        """End the thread and remove every widget model. Running the cell again does this, too."""
+        self.engine.close()
+        close_tree(self.ui)
+
+    def save(self) -> list[Path]:
+        """Write CSV and PNG beside the notebook, never over a file. Returns the two paths.
+
+        The picture is drawn on the main thread; while another cell runs it comes after that cell.
+        """
+        snapshot = self.engine.snapshot()
+        data, picture = claim(self._stem(snapshot), [".csv", ".png"])
+        fill(data, self._table(snapshot))
+        self._tell(f"Saved {data.name} and {picture.name} in {data.parent}")
+        if self._loop is not None and self._loop.is_running():
+            self._loop.call_soon_threadsafe(self._draw_file, picture)
+        else:
+            self._draw_file(picture)
+        return [data, picture]
+
+    def caption(self, snapshot: Snapshot | None = None) -> str:
+        """One sentence for those who can't see the picture."""
+        s = snapshot or self.engine.snapshot()
+        if self._caption:
+            return self._caption(s)
+        settings = ", ".join(f"{k} {words(v)}" for k, v in s.params.items())
+        pictures = ". ".join(p.label or p.title for p in self.parts)
+        return f"{pictures}. Settings: {settings}."
+
+    # -- building --------------------------------------------------------------------------------
+
+    def _build(self, rounds: int, readout: Callable[[Snapshot], list[str]] | None) -> None:
+        self.status = Status()
+        self.readout = Readout(readout or (lambda s: [])) if rounds else None
+        head, foot = self._head() if rounds else None, self._foot()
+        for c in self.controls.values():
+            c.add_class("fl-control")
+        panes = _box(self.parts, "fl-parts", f"fl-n{len(self.parts)}")
+        left = [_box(self.controls.values(), "fl-controls")] if self.controls else []
+        rows = [*([head] if head else []), *left, panes, foot, self.status]
+        grid = _box(rows, "fl-grid", *([] if left else ["fl-bare"]))
+        self.ui = _box([grid], "fl-root")
+
+    def _head(self) -> W.Widget:
+        self.run_button = _button("Run", "play", "Run or pause the training", self._toggled)
+        self.step_button = _button("Step", "step-forward", "One round", self.step)
+        self.reset_button = _button("Reset", "undo", "Back to round 0", self.reset)
+        buttons = _box([self.run_button, self.step_button, self.reset_button], "fl-buttons")
+        return _box([buttons, self.readout], "fl-head")
+
+    def _foot(self) -> W.Widget:
+        predict = W.HTML(self._predict)
+        predict.add_class("fl-predict")
+        buttons = []
+        if self._code:
+            buttons.append(
+                _button("Code", "code", "The Python that makes this run", self.show_code)
+            )
+        buttons.append(_button("Save", "download", "CSV and PNG beside the notebook", self._save))
+        return _box([predict, *buttons], "fl-foot")
+
+    # -- from the browser, on whatever thread the kernel chose -----------------------------------
+
+    def _moved(self, change: Any = None) -> None:
+        with self._lock:  # two callbacks at once (main and subshell): the later reader wins
+            self.engine.set(**self.values())
+
+    def _toggled(self) -> None:
+        if self.engine.state == "running":
+            self.engine.pause()
+        else:
+            self.engine.run()
+
+    def step(self) -> None:
+        """One round, then hold: what the Step button does."""
+        self.engine.step()
+
+    def reset(self) -> None:
+        """Back to round 0: what the Reset button does."""
+        self.engine.reset()
+
+    def show_code(self) -> None:
+        """Show or hide the Python that makes this run: what the Code button does."""
+        self._showing_code = not self._showing_code
+        text = self._code(self.engine.snapshot()) if self._code and self._showing_code else ""
+        self.status.code = text
+
+    def _save(self) -> None:
+        try:
+            self.save()
+        except OSError as e:
+            self._tell(f"Nothing saved: {e}")
+
+    # -- from the worker -------------------------------------------------------------------------
+
+    def _frame(self, s: Snapshot) -> None:
+        for part in (*self.parts, self.readout, self.status):
+            if part is not None:
+                part.show(s)
+        self._after(s)
+
+    def _after(self, s: Snapshot) -> None:
+        """What changes when a run starts or ends."""
+        if hasattr(self, "run_button"):
+            running = s.state == "running"
+            self.run_button.description = "Pause" if running else "Run"
+            self.run_button.icon = "pause" if running else "play"
+        if s.state != "running":
+            self.status.said = f"{s.state}. {self.caption(s)}"
+        if self._showing_code and self._code:
+            self.status.code = self._code(s)
+
+    def _tell(self, text: str) -> None:
+        self.status.news = text
+
+    # -- pictures and files, on the main thread --------------------------------------------------
+
+    def figure(self) -> Any:
+        """What is shown now, as a Matplotlib figure."""
+        return static.figure(self.parts, title=self._figure_title(self.engine.snapshot()))
+
+    def _figure_title(self, s: Snapshot) -> str:
+        return ""
+
+    def _stem(self, s: Snapshot) -> str:
+        return self.name
+
+    def _table(self, s: Snapshot) -> bytes:
+        return table(s.columns, s.params)
+
+    def _draw_file(self, path: Path) -> None:
+        fill(path, static.png(self.figure()))
+
+    def _repr_mimebundle_(
+        self, include: Any = None, exclude: Any = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        data = dict(self.ui._repr_mimebundle_() or {})
+        said = self.caption()
+        if not self._static:
+            self._static = static.base64_png(self.figure())
+        data |= {"text/plain": said, "image/png": self._static}
+        return data, {"image/png": {"alt": said}}
+
+
+def close_tree(widget: W.Widget) -> None:
+    """Close a widget, its children, layout and style: ``Widget.close()`` alone leaves the others.
+
+    Example:
+        >>> n = len(W.widgets.widget._instances)
+        >>> close_tree(W.VBox([W.IntSlider()]))
+        >>> len(W.widgets.widget._instances) == n
+        True
+    """
+    for child in getattr(widget, "children", ()):
+        close_tree(child)
+    for part in (getattr(widget, "layout", None), getattr(widget, "style", None), widget):
+        if part is not None:
+            part.close()
+
+
+def _box(children: Iterable[W.Widget], *classes: str) -> W.Box:
+    box = W.Box(list(children))
+    for c in classes:
+        box.add_class(c)
+    return box
+
+
+def _button(name: str, icon: str, tip: str, do: Callable[[], Any]) -> W.Button:
+    button = W.Button(description=name, icon=icon, tooltip=tip)
+    button.on_click(lambda _: do())
+    return button
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """The kernel's loop on the main thread, or None in a plain script."""
+    with contextlib.suppress(RuntimeError):
+        return asyncio.get_running_loop()
+    return None
+
+
+# Panels by cell. A cell that runs again replaces its own older panels, whatever they are called.
+_LIVE: dict[str, tuple[str, list[weakref.ref[Explorable]]]] = {}
+_live_lock = threading.Lock()
+
+
+def _cell() -> tuple[str, str] | None:
+    """(cell id, id of this execution), as JupyterLab and nbclient send them; None elsewhere."""
+    try:
+        from IPython import get_ipython
+
+        parent = get_ipython().get_parent()
+        cell = (parent.get("metadata") or {}).get("cellId")
+        return (cell, parent["header"]["msg_id"]) if cell else None
+    except (AttributeError, KeyError, ImportError):
+        return None
+
+
+def _replace_older(panel: Explorable) -> None:
+    here = _cell()
+    if here is None:
+        return
+    cell, execution = here
+    with _live_lock:
+        before, panels = _LIVE.get(cell, (execution, []))
+        if before != execution:
+            old, panels = panels, []
+        else:
+            old = []
+        _LIVE[cell] = (execution, [*panels, weakref.ref(panel)])
+    for ref in old:
+        if (gone := ref()) is not None:
+            gone.close()

@@ -1,0 +1,85 @@
+"""Numbers for people: axis ranges that end on round numbers, and what changed between two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+SHORT = {
+    "alpha": "α",
+    "epochs": "E",
+    "batch": "B",
+    "lr": "η",
+    "cohort": "K",
+    "clients": "N",
+    "labels_each": "labels each",
+    "shards_each": "shards each",
+}
+
+
+def words(value: Any) -> str:
+    """A setting as it is said: two digits are enough.
+
+    Example:
+        >>> words(0.1), words(100.0), words(None), words("dirichlet_label")
+        ('0.1', '100', 'all', 'dirichlet label')
+    """
+    if value is None:
+        return "all"
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
+    return str(value).replace("_", " ")
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What was different in the last run, for the legend; nothing if it is more than two things.
+
+    Example:
+        >>> changed({"alpha": 100.0, "epochs": 5}, {"alpha": 0.1, "epochs": 5})
+        ' (α = 100)'
+    """
+    other = [k for k, v in before.items() if now.get(k) != v]
+    if set(other) == {"clients", "cohort"} and before["clients"] == before["cohort"]:
+        other = ["clients"]  # everybody takes part, before and now
+    said = [f"{SHORT.get(k, k)} = {words(before[k])}" for k in other]
+    return f" ({', '.join(said)})" if 0 < len(said) <= 2 else ""
+
+
+def round_up(v: float, steps: Sequence[float] = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)) -> float:
+    """The smallest of ``steps`` times a power of ten that isn't below v > 0.
+
+    Example:
+        >>> round_up(2.31), round_up(0.02)
+        (2.5, 0.02)
+    """
+    ten = 10.0 ** np.floor(np.log10(v))
+    return float(f"{next((m * ten for m in steps if m * ten >= v * (1 - 1e-9)), 10 * ten):.6g}")
+
+
+def linear_range(v: np.ndarray) -> tuple[float, float]:
+    """From 0, or a round number below, to a round number above.
+
+    Example:
+        >>> linear_range(np.array([0.3, 2.2]))
+        (0.0, 2.5)
+    """
+    lo, hi = float(v.min()), float(v.max())
+    top = round_up(hi) if hi > 0 else 0.0
+    low = -round_up(-lo) if lo < 0 else 0.0
+    return (low, top) if top > low else (0.0, 1.0)
+
+
+def log_range(v: np.ndarray) -> tuple[float, float]:
+    """Round numbers below and above, at most six decades apart.
+
+    Example:
+        >>> log_range(np.array([0.13, 2.3]))
+        (0.1, 3.0)
+    """
+    lo, hi = float(v.min()), float(v.max())
+    top = round_up(hi, (1, 2, 3, 5, 10))
+    ten = 10.0 ** np.floor(np.log10(lo))
+    low = float(f"{next(m * ten for m in (5, 2, 1) if m * ten <= lo * (1 + 1e-9)):.6g}")
+    return max(low, top / 1e6), max(top, low * 2)

@@ -1,0 +1,295 @@
+"""The federated run behind the panel: settings in, frames out, and the Python that does the same.
+
+No widgets here: :func:`frames` is what a panel's engine iterates, and what a test can iterate too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import algorithms, data, model, partition
+from ..federate import Diverged, Recipe, Simulated, centralised, federate
+from ..rng import Use, numpy_rng
+
+DATASETS = ("digits", "breast_cancer", "wine", "toy", "mnist", "fashion_mnist", "cifar10")
+PARTITIONS = {
+    "iid": None,
+    "dirichlet_label": "alpha",
+    "dirichlet_client": "alpha",
+    "shards": "shards_each",
+    "labels_per_client": "labels_each",
+    "quantity": "alpha",
+}
+METHODS = ("fedavg", "fedsgd")
+MODELS = ("softmax", "mlp")
+HIDDEN = 32  # units of the hidden layer of "mlp"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run. Two equal settings give the same curve.
+
+    Example:
+        >>> Settings(alpha=0.1).applies("alpha"), Settings(partition="iid").applies("alpha")
+        (True, False)
+    """
+
+    dataset: str = "digits"
+    model: str = "softmax"
+    clients: int = 20
+    partition: str = "dirichlet_label"
+    alpha: float = 0.1
+    labels_each: int = 2
+    shards_each: int = 2
+    method: str = "fedavg"
+    epochs: int = 5
+    lr: float = 1.0
+    batch: int | None = 32
+    cohort: int | None = None
+    rounds: int = 60
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._one_of("dataset", DATASETS)
+        self._one_of("model", MODELS)
+        self._one_of("partition", tuple(PARTITIONS))
+        self._one_of("method", METHODS)
+        for name in ("clients", "labels_each", "shards_each", "epochs", "rounds"):
+            self._whole(name, 1)
+        self._whole("seed", 0)
+        if self.batch is not None:
+            self._whole("batch", 1, ", or None for all of a client's examples")
+        if self.cohort is not None:
+            self._whole("cohort", 1, ", or None for everybody")
+            if self.cohort > self.clients:
+                raise ValueError(
+                    f"panel: cohort must be at most clients={self.clients}, got {self.cohort}, "
+                    f"e.g. cohort={max(1, self.clients // 2)}"
+                )
+        for name in ("alpha", "lr"):
+            v = getattr(self, name)
+            if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < float("inf"):
+                raise ValueError(f"panel: {name} must be > 0 and finite, got {v!r}, e.g. 0.5")
+
+    def _one_of(self, name: str, known: tuple[str, ...]) -> None:
+        if getattr(self, name) not in known:
+            raise ValueError(
+                f"panel: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}, "
+                f"e.g. {name}={known[0]!r}"
+            )
+
+    def _whole(self, name: str, low: int, more: str = "") -> None:
+        v = getattr(self, name)
+        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < low:
+            raise ValueError(
+                f"panel: {name} must be an integer >= {low}{more}, got {v!r}, e.g. {name}=5"
+            )
+
+    def applies(self, name: str) -> bool:
+        """Whether a setting makes a difference to this run.
+
+        Example:
+            >>> Settings(method="fedsgd").applies("epochs")
+            False
+        """
+        if name in ("alpha", "labels_each", "shards_each"):
+            return PARTITIONS[self.partition] == name
+        if name in ("epochs", "batch"):
+            return self.method != "fedsgd"  # one gradient over everything
+        return True
+
+
+@dataclass
+class Setup:
+    """The run's objects, made from the settings as the code of :func:`code` makes them."""
+
+    data: data.Dataset
+    parts: partition.Parts
+    task: model.Task
+    recipe: Recipe
+    test: Callable[[Tensor], dict[str, float]]
+
+
+@lru_cache(maxsize=8)
+def _load(name: str) -> data.Dataset:
+    return data.load(name)
+
+
+def setup(s: Settings) -> Setup:
+    """Data, split, model and recipe of the settings.
+
+    Example:
+        >>> made = setup(Settings(clients=10))
+        >>> len(made.parts), made.recipe.epochs
+        (10, 5)
+    """
+    d = _load(s.dataset)
+    split = getattr(partition, s.partition)
+    draw = numpy_rng(s.seed, Use.PARTITION)
+    parts = split(d.y.numpy(), s.clients, draw, **_split_arguments(s))
+    n_in = d.x[0].numel()
+    if s.model == "mlp":
+        task = model.mlp(n_in, HIDDEN, d.classes, seed=s.seed)
+    else:
+        task = model.softmax_regression(n_in, d.classes)
+    method = getattr(algorithms, s.method)(task, lr=s.lr)
+    batch, epochs = (s.batch, s.epochs) if s.applies("epochs") else (None, 1)
+    recipe = Recipe(method, task.theta0, batch=batch, epochs=epochs, seed=s.seed)
+    return Setup(d, parts, task, recipe, model.evaluator(task, d.x_test, d.y_test))
+
+
+def _split_arguments(s: Settings) -> dict[str, Any]:
+    known: dict[str | None, dict[str, Any]] = {
+        "alpha": {"alpha": s.alpha},
+        "shards_each": {"per_client": s.shards_each},
+        "labels_each": {"labels_each": s.labels_each},
+        None: {},
+    }
+    return known[PARTITIONS[s.partition]]
+
+
+class References:
+    """The same runs with all data in one place: advanced a round at a time, kept by settings.
+
+    Example:
+        >>> kept = References()
+        >>> s = Settings(rounds=3)
+        >>> len(kept.upto(s, setup(s), 2)["loss"])
+        3
+    """
+
+    def __init__(self, keep: int = 32):
+        self._keep = keep
+        self._known: dict[Settings, tuple[Iterator[Any], dict[str, list[float]]]] = {}
+
+    def upto(self, s: Settings, made: Setup, t: int) -> dict[str, list[float]]:
+        """Columns of at least t rounds (t + 1 values), or as many as the run has."""
+        key = replace(  # who holds what is no matter where all is in one place
+            s, partition="iid", cohort=None, alpha=1.0, labels_each=1, shards_each=1
+        )
+        if key not in self._known:
+            if len(self._known) >= self._keep:
+                del self._known[next(iter(self._known))]
+            recipe, everything = centralised(made.recipe, made.data.x, made.data.y, s.clients)
+            run = federate(recipe, everything, rounds=s.rounds, evaluate=made.test)
+            start = made.test(made.task.theta0)
+            self._known[key] = run, {k: [v] for k, v in start.items()}
+        run, columns = self._known[key]
+        while len(columns["loss"]) <= t:
+            try:
+                metrics = next(run).metrics
+            except (StopIteration, Diverged):
+                break
+            for k, v in metrics.items():
+                columns[k].append(v)
+        return columns
+
+
+def frames(s: Settings, references: References | None = None) -> Iterator[dict[str, Any]]:
+    """One frame a round; frame 0 is the start, with who holds what.
+
+    Args:
+        s: The settings.
+        references: Where centralised runs are kept; None leaves the reference out.
+
+    Yields:
+        ``loss``, ``accuracy`` (on the test set), ``bytes`` (all clients, both ways, so far),
+        ``drift`` (mean over the cohort of the norm of delta_k), ``clients`` (a function: accuracy
+        of the shared model on each client's own examples), ``reference``; in frame 0 also
+        ``counts``, ``labels`` and ``note``.
+
+    Example:
+        >>> *_, last = frames(Settings(rounds=10, alpha=100.0, lr=0.5))
+        >>> last["accuracy"] > 0.9, last["bytes"]
+        (True, 1040000)
+    """
+    made = setup(s)
+    d = made.data
+    counts = partition.counts(made.parts, d.y.numpy(), d.classes)
+    each = _each_client(made)
+    first = {
+        **made.test(made.task.theta0),
+        "bytes": 0,
+        "drift": float("nan"),
+        "counts": counts,
+        "labels": [str(c) for c in range(d.classes)],
+        "note": made.parts.note,
+        "clients": each(made.task.theta0),
+    }
+    if references:  # what is known already is shown whole; nothing is computed before this frame
+        first["reference"] = dict(references.upto(s, made, 0))
+    yield first
+    clients, sent = Simulated(made.recipe, d.x, d.y, made.parts), 0
+    run = federate(made.recipe, clients, rounds=s.rounds, cohort=s.cohort, evaluate=made.test)
+    for r in run:
+        sent += (r.sent + r.received) * len(r.cohort)
+        frame: dict[str, Any] = {
+            **r.metrics,
+            "bytes": sent,
+            "drift": float(r.deltas.norm(dim=1).mean()),
+        }
+        frame["clients"] = each(r.theta)
+        if references:
+            frame["reference"] = {k: list(v) for k, v in references.upto(s, made, r.t + 1).items()}
+        yield frame
+
+
+def _each_client(made: Setup) -> Callable[[Tensor], Callable[[], np.ndarray]]:
+    """theta -> (a function that gives) the accuracy of theta on every client's own examples."""
+    d, sizes = made.data, np.array([len(p) for p in made.parts])
+    rows, owner = np.concatenate(made.parts), np.repeat(np.arange(len(sizes)), sizes)
+
+    def later(theta: Tensor) -> Callable[[], np.ndarray]:
+        @torch.no_grad()
+        def now() -> np.ndarray:
+            at = [made.task.predict(theta, x).argmax(-1) for x in d.x.split(10_000)]
+            right = (torch.cat(at) == d.y).numpy()[rows]
+            return np.bincount(owner, weights=right, minlength=len(sizes)) / sizes
+
+        return now
+
+    return later
+
+
+_CODE = """\
+from fedlearn import algorithms, data, model, partition
+from fedlearn.federate import Recipe, Simulated, collect, federate
+from fedlearn.rng import Use, numpy_rng
+
+d = data.load({dataset!r})
+rng = numpy_rng({seed}, Use.PARTITION)
+parts = partition.{partition}(d.y.numpy(), {clients}, rng{split})
+task = model.{task}
+method = algorithms.{method}(task, lr={lr!r})
+recipe = Recipe(method, task.theta0, batch={batch}, epochs={epochs}, seed={seed})
+clients = Simulated(recipe, d.x, d.y, parts)
+test = model.evaluator(task, d.x_test, d.y_test)
+history = collect(federate(recipe, clients, rounds={rounds}, cohort={cohort}, evaluate=test))
+print(history["loss"][-1], history["accuracy"][-1])
+"""
+
+
+def code(s: Settings) -> str:
+    """The Python that makes exactly this run.
+
+    Example:
+        >>> print(code(Settings(alpha=0.1)).splitlines()[6])
+        parts = partition.dirichlet_label(d.y.numpy(), 20, rng, alpha=0.1)
+    """
+    d = _load(s.dataset)
+    wide = [d.x[0].numel(), d.classes]
+    layers = ", ".join(map(str, [wide[0], HIDDEN, wide[1]]))
+    values = {f.name: getattr(s, f.name) for f in fields(s)}
+    if not s.applies("epochs"):
+        values.update(batch=None, epochs=1)
+    split = "".join(f", {k}={v!r}" for k, v in _split_arguments(s).items())
+    linear = f"softmax_regression({wide[0]}, {wide[1]})"
+    task = linear if s.model == "softmax" else f"mlp({layers}, seed={s.seed})"
+    return _CODE.format(**values, split=split, task=task)

@@ -1,0 +1,200 @@
+"""Static figures: (axes, history) -> artists. Matplotlib; the live ones are in ``panels``.
+
+One look for the whole course: this run blue and solid, the last run grey and dashed, all data in one
+place black and dotted, clients in the Okabe-Ito order; no difference by colour alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from .history import History
+
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#F0E442",
+    "#000000",
+)
+OKABE_ITO = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK)
+DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), ":")
+
+SHEET: dict[str, Any] = {
+    "figure.figsize": (8.0, 4.0),
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "font.size": 13,
+    "axes.titlesize": 14,
+    "axes.titleweight": "regular",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "lines.linewidth": 2.2,
+    "legend.frameon": False,
+    "axes.prop_cycle": cycler(color=OKABE_ITO[:6]) + cycler(linestyle=DASHES),
+    "image.cmap": "Blues",
+}
+
+
+def style() -> AbstractContextManager[None]:
+    """The course's style sheet, for a ``with`` block; a notebook sets it once with :func:`use`.
+
+    Example:
+        >>> with style():
+        ...     mpl.rcParams["font.size"]
+        13.0
+    """
+    return mpl.rc_context(SHEET)
+
+
+def use() -> None:
+    """Set the style sheet for the rest of this notebook.
+
+    Example:
+        >>> with mpl.rc_context():
+        ...     use()
+        ...     mpl.rcParams["axes.grid"]
+        True
+    """
+    mpl.rcParams.update(SHEET)
+
+
+def curves(
+    ax: Axes, histories: Mapping[str, History], *, x: str = "round", y: str = "loss"
+) -> list[Line2D]:
+    """One line a run, labelled, each with its own dash.
+
+    Args:
+        ax: Where to draw.
+        histories: Label -> :class:`~fedlearn.history.History`.
+        x: Column on the x axis: ``"round"`` or ``"bytes"`` (drawn in MB).
+        y: Column on the y axis: ``"loss"``, ``"accuracy"``, ``"train_loss"``.
+
+    Returns:
+        The lines.
+
+    Raises:
+        ValueError: If a history has no such column.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> h = History({"round": [1, 2], "loss": [2.3, 1.9]}, None)
+        >>> line, = curves(Figure().add_subplot(), {"E = 1": h})
+        >>> line.get_label()
+        'E = 1'
+    """
+    names = {
+        "round": "round",
+        "bytes": "MB sent by all clients and the server",
+        "loss": "test loss",
+        "accuracy": "test accuracy",
+        "train_loss": "training loss",
+    }
+    lines = []
+    looks = itertools.cycle(zip(OKABE_ITO[:6], DASHES, strict=True))
+    for (label, h), (color, dash) in zip(histories.items(), looks, strict=False):
+        xs, ys = h[x] / (1e6 if x == "bytes" else 1), h[y]
+        seen = np.isfinite(ys)
+        lines += ax.plot(xs[seen], ys[seen], color=color, linestyle=dash, label=label)
+    ax.set(xlabel=names.get(x, x), ylabel=names.get(y, y))
+    if len(histories) > 1:
+        ax.legend()
+    return lines
+
+
+def holdings(ax: Axes, counts: np.ndarray, *, names: Sequence[str] | None = None) -> list[Any]:
+    """Who holds what: a row per client, a column per label, darker for more examples.
+
+    Args:
+        ax: Where to draw.
+        counts: (N, C) from :func:`fedlearn.partition.counts`.
+        names: C names of the labels; None for 0, 1, ...
+
+    Returns:
+        The image and the sizes' texts.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> len(holdings(Figure().add_subplot(), np.array([[3, 0], [1, 2]])))
+        3
+    """
+    N, C = counts.shape
+    image = ax.imshow(counts, aspect="auto", cmap="Blues", vmin=0, interpolation="nearest")
+    artists: list[Any] = [image]
+    for k, size in enumerate(counts.sum(1)):
+        if N <= 30:
+            artists.append(ax.text(C - 0.4, k, str(size), va="center", fontsize=10))
+    ax.set(xlabel="label", ylabel="client")
+    ax.set_xticks(range(C), names or [str(c) for c in range(C)])
+    every = max(1, -(-N // 10))
+    ax.set_yticks(range(0, N, every))
+    ax.grid(False)
+    return artists
+
+
+def contours(
+    ax: Axes, f: Any, *, span: tuple[float, float, float, float], color: str = BLUE, levels: Any = 8
+) -> Any:
+    """Contour lines of a function of two parameters.
+
+    Args:
+        ax: Where to draw.
+        f: (theta_1 (m, m), theta_2 (m, m)) -> values (m, m).
+        span: theta_1 from and to, theta_2 from and to.
+        color: Of the lines.
+        levels: As for Matplotlib's ``contour``.
+
+    Returns:
+        Matplotlib's contour set.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> c = contours(Figure().add_subplot(), lambda a, b: a**2 + b**2, span=(-1, 1, -1, 1))
+        >>> len(c.levels) > 3
+        True
+    """
+    a, b = np.meshgrid(np.linspace(*span[:2], 120), np.linspace(*span[2:], 120))
+    out = ax.contour(a, b, f(a, b), levels=levels, colors=color, linewidths=1, alpha=0.7)
+    ax.set(xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", aspect="equal")
+    return out
+
+
+def digit(ax: Axes, x: Any, shape: Sequence[int], title: str = "") -> Any:
+    """One example as a picture, without axes.
+
+    Args:
+        ax: Where to draw.
+        x: Its features, in [0, 1].
+        shape: ``Dataset.shape``: (h, w) or (3, h, w).
+        title: Above it.
+
+    Returns:
+        The image.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> image = digit(Figure().add_subplot(), np.zeros(64), (8, 8), "0")
+        >>> image.get_array().shape
+        (8, 8)
+    """
+    picture = np.asarray(x).reshape(shape)
+    if picture.ndim == 3:
+        picture = picture.transpose(1, 2, 0)
+    image = ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_axis_off()
+    ax.set_title(title, fontsize=12)
+    return image

@@ -1,0 +1,80 @@
+"""Randomness as a value: every random draw is a function of (seed, use, round, client).
+
+No generator is shared and none is advanced, so the order in which clients are trained, the size of
+a chunk or one evaluation more or less can't change what is drawn.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Use(IntEnum):
+    """What a draw is for: the first element of its path, so that two uses never share numbers."""
+
+    SAMPLE = 0  # which clients a round calls
+    SHUFFLE = 1  # the order of a client's examples
+    PARTITION = 2  # who holds what
+    INIT = 3  # initial parameters
+    SPLIT = 4  # training and test sets
+    NOISE = 5  # noise added by the server
+    TOY = 6  # examples of made-up data
+
+
+def numpy_rng(seed: int, *path: int) -> np.random.Generator:
+    """The generator of one use, named by integers.
+
+    Args:
+        seed: The run's seed, an integer >= 0.
+        *path: Where the draw is used, integers >= 0: ``(Use.SAMPLE, round)``, say.
+
+    Returns:
+        A NumPy generator. The same arguments give the same numbers, on every machine.
+
+    Raises:
+        ValueError: If the seed or an element of the path is negative or not an integer.
+
+    Example:
+        >>> a, b = numpy_rng(0, Use.SAMPLE, 7), numpy_rng(0, Use.SAMPLE, 7)
+        >>> bool(a.random() == b.random())
+        True
+    """
+    for value in (seed, *path):
+        if not isinstance(value, (int, np.integer)) or value < 0:
+            raise ValueError(f"numpy_rng: wants integers >= 0, got {value!r}, e.g. numpy_rng(0, 3)")
+    # spawn_key, not one longer seed: SeedSequence([0]) and SeedSequence([0, 0]) are the same
+    key = tuple(int(v) for v in path)
+    return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=key))
+
+
+def hashed(keys: np.ndarray, *path: int) -> np.ndarray:
+    """64 well-mixed bits for every integer in ``keys`` and the path, all at once.
+
+    One call replaces a generator per client: sorting examples by their hash shuffles them.
+    The mixer is splitmix64 (Steele, Lea, Flood, 2014, "Fast splittable pseudorandom number
+    generators").
+
+    Args:
+        keys: (n,) integers >= 0.
+        *path: Integers >= 0, as for :func:`numpy_rng`.
+
+    Returns:
+        (n,) uint64.
+
+    Example:
+        >>> hashed(np.arange(5), 0, 1).argsort()
+        array([3, 0, 1, 2, 4])
+    """
+    state = np.zeros(1, np.uint64)
+    for p in path:
+        state = _mix(state ^ np.uint64(p))
+    return _mix(keys.astype(np.uint64) ^ state)
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    z = z + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

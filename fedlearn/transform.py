@@ -1,0 +1,219 @@
+"""Stages between a client's update and the server's step, and :func:`chain` to join them.
+
+A stage acts on the matrix of updates, a row per client. It is one of
+
+    Rowwise    (K, d) -> (K, d)   each row from that row alone: runs on the client
+    Reduce     (K, d) -> (d,)     sees every row: runs on the server
+    After      (d,)   -> (d,)     runs on the server
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .rng import Use, numpy_rng
+
+Memory = dict[str, Tensor]  # what one client keeps between rounds; stacked: (K, ...)
+
+
+class Context(NamedTuple):
+    """Which round, who is in it, and which of them the rows at hand are.
+
+    Attributes:
+        seed: The run's seed.
+        round: t.
+        cohort: (K,) numbers of the clients in this round.
+        rows: Numbers of the rows at hand: the cohort on a server, one client on a client.
+    """
+
+    seed: int
+    round: int
+    cohort: np.ndarray
+    rows: np.ndarray
+
+
+class Rowwise(NamedTuple):
+    """A stage that runs on each client.
+
+    Attributes:
+        name: Shown in errors and pictures.
+        apply: (rows (R, d), n (R,), memory {name: (R, ...)}, ctx) -> (rows (R, d), memory).
+        memory: theta (d,) -> what one client keeps between rounds.
+        private: Whether it exists to hide the update from the server.
+    """
+
+    name: str
+    apply: Callable[[Tensor, Tensor, Memory, Context], tuple[Tensor, Memory]]
+    memory: Callable[[Tensor], Memory] = lambda theta: {}
+    private: bool = False
+
+
+class Reduce(NamedTuple):
+    """The stage that makes one vector of K rows. ``apply``: (rows (K, d), p (K,)) -> (d,)."""
+
+    name: str
+    apply: Callable[[Tensor, Tensor], Tensor]
+
+
+class After(NamedTuple):
+    """A stage on the server behind the Reduce. ``apply``: ((d,), ctx) -> (d,)."""
+
+    name: str
+    apply: Callable[[Tensor, Context], Tensor]
+
+
+class Pipeline(NamedTuple):
+    """What :func:`chain` makes: stages on the client, one Reduce, stages on the server."""
+
+    on_client: tuple[Rowwise, ...]
+    reduce: Reduce
+    on_server: tuple[After, ...]
+
+    def memory(self, theta: Tensor) -> Memory:
+        """What a client keeps for the stages, each name prefixed by its stage's number.
+
+        Example:
+            >>> from fedlearn.aggregate import mean
+            >>> chain(clip(1.0), mean()).memory(torch.zeros(3))
+            {}
+        """
+        return {
+            f"{i}.{k}": v for i, s in enumerate(self.on_client) for k, v in s.memory(theta).items()
+        }
+
+    def encode(
+        self, delta: Tensor, n: Tensor, memory: Memory, ctx: Context
+    ) -> tuple[Tensor, Memory]:
+        """Run the client's stages on rows (R, d). -> rows (R, d), what to keep.
+
+        Example:
+            >>> from fedlearn.aggregate import mean
+            >>> ctx = Context(0, 0, np.array([0]), np.array([0]))
+            >>> rows = torch.tensor([[3.0, 4.0]])
+            >>> chain(clip(1.0), mean()).encode(rows, torch.ones(1), {}, ctx)[0]
+            tensor([[0.6000, 0.8000]])
+        """
+        kept: Memory = {}
+        for i, s in enumerate(self.on_client):
+            own = {k.split(".", 1)[1]: v for k, v in memory.items() if k.startswith(f"{i}.")}
+            delta, own = s.apply(delta, n, own, ctx)
+            kept |= {f"{i}.{k}": v for k, v in own.items()}
+        return delta, kept
+
+    def combine(self, reply: dict[str, Tensor], p: Tensor, ctx: Context) -> Tensor:
+        """Run the server's stages: sum_k p_k delta_k or another rule. -> (d,)
+
+        Raises:
+            ValueError: If a stage hides ``delta`` while the method sends more in the clear.
+
+        Example:
+            >>> from fedlearn.aggregate import mean
+            >>> ctx = Context(0, 0, np.arange(2), np.arange(2))
+            >>> reply = {"delta": torch.tensor([[0.0], [4.0]])}
+            >>> chain(mean()).combine(reply, torch.tensor([0.75, 0.25]), ctx)
+            tensor([1.])
+        """
+        hidden = [s.name for s in self.on_client if s.private]
+        bare = sorted(set(reply) - {"delta", "n", "loss"})
+        if hidden and bare:
+            raise ValueError(
+                f"{' and '.join(hidden)} protects only 'delta', but this method also sends {bare} "
+                f"in the clear; use a method that sends delta alone, e.g. fedavg"
+            )
+        out = self.reduce.apply(reply["delta"], p)
+        for s in self.on_server:
+            out = s.apply(out, ctx)
+        return out
+
+
+def chain(*stages: Rowwise | Reduce | After) -> Pipeline:
+    """Join stages: any number of Rowwise, exactly one Reduce, any number of After, in that order.
+
+    Args:
+        *stages: The stages.
+
+    Returns:
+        A :class:`Pipeline`.
+
+    Raises:
+        ValueError: If the order is another; the message shows it, and a right one.
+
+    Example:
+        >>> from fedlearn.aggregate import mean
+        >>> [s.name for s in chain(clip(1.0), mean(), noise(0.1)).on_client]
+        ['clip(1.0)']
+    """
+    rank = {Rowwise: 0, Reduce: 1, After: 2}
+    kinds = [rank.get(type(s), -1) for s in stages]
+    if kinds.count(1) != 1 or kinds != sorted(kinds) or -1 in kinds:
+        got = " -> ".join(f"{getattr(s, 'name', s)} ({type(s).__name__})" for s in stages)
+        raise ValueError(
+            "chain: needs Rowwise stages, then exactly one Reduce, then After stages.\n"
+            f"  got:  {got or 'nothing'}\n"
+            "  e.g.  chain(clip(1.0), mean(), noise(0.1))"
+        )
+    i = kinds.index(1)
+    return Pipeline(stages[:i], stages[i], stages[i + 1 :])  # type: ignore[arg-type]
+
+
+def clip(max_norm: float) -> Rowwise:
+    """Shorten every update to at most ``max_norm``: delta_k * min(1, S / ||delta_k||).
+
+    Args:
+        max_norm: S, > 0.
+
+    Returns:
+        A Rowwise stage.
+
+    Raises:
+        ValueError: If ``max_norm`` is not > 0 and finite.
+
+    Example:
+        >>> clip(1.0).name
+        'clip(1.0)'
+
+    Reference:
+        McMahan, Ramage, Talwar, Zhang, 2018, "Learning differentially private recurrent language
+        models", Algorithm 1 (FlatClip).
+    """
+    if not (max_norm > 0 and math.isfinite(max_norm)):
+        raise ValueError(f"clip: max_norm must be > 0 and finite, got {max_norm}, e.g. clip(1.0)")
+
+    def apply(delta: Tensor, n: Tensor, memory: Memory, ctx: Context) -> tuple[Tensor, Memory]:
+        norm = delta.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        return delta * (max_norm / norm).clamp(max=1), memory
+
+    return Rowwise(f"clip({max_norm})", apply)
+
+
+def noise(std: float) -> After:
+    """Add Gaussian noise of standard deviation ``std`` to every number of the combined update.
+
+    Args:
+        std: >= 0.
+
+    Returns:
+        An After stage whose draw depends on (seed, round) alone.
+
+    Raises:
+        ValueError: If ``std`` is negative or not finite.
+
+    Example:
+        >>> ctx = Context(0, 3, np.arange(2), np.arange(2))
+        >>> noise(0.0).apply(torch.ones(2), ctx)
+        tensor([1., 1.])
+    """
+    if not (std >= 0 and math.isfinite(std)):
+        raise ValueError(f"noise: std must be >= 0 and finite, got {std}, e.g. noise(0.1)")
+
+    def apply(delta: Tensor, ctx: Context) -> Tensor:
+        draw = numpy_rng(ctx.seed, Use.NOISE, ctx.round).standard_normal(len(delta))
+        return delta + std * torch.from_numpy(draw).to(delta)
+
+    return After(f"noise({std})", apply)

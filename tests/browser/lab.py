@@ -1,0 +1,217 @@
+"""A private JupyterLab on 127.0.0.1 and a Chromium, Chrome or Edge that drives it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ARGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "@jupyterlab/apputils-extension:notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+        "doNotDisturbMode": True,
+    },
+    "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
+}
+_PROGRAMS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "microsoft-edge",
+    "msedge",
+)
+_PLACES = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
+    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
+    r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
+)
+
+
+def chromium() -> str | None:
+    """The browser of this machine: $CHROMIUM, one on the path, or one in the usual place."""
+    named = os.environ.get("CHROMIUM")
+    found = [named, *map(shutil.which, _PROGRAMS), *(p for p in _PLACES if Path(p).exists())]
+    return next((p for p in found if p), None)
+
+
+@contextlib.contextmanager
+def lab_server(root: Path, settings: dict[str, Any] | None = None) -> Iterator[tuple[str, str]]:
+    """Yield (address, token) of a server whose files are all in a private folder."""
+    with tempfile.TemporaryDirectory(prefix="lab-", ignore_cleanup_errors=True) as folder:
+        home, port, token = Path(folder), _free_port(), secrets.token_hex(16)
+        _write_settings(home / "settings", {**SETTINGS, **(settings or {})})
+        command = [
+            *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+            "--expose-app-in-browser",
+            "--ServerApp.ip=127.0.0.1",
+            f"--ServerApp.port={port}",
+            "--ServerApp.port_retries=0",
+            f"--IdentityProvider.token={token}",
+            f"--ServerApp.root_dir={root}",
+        ]
+        with open(home / "server.log", "w+") as log:
+            server = subprocess.Popen(
+                command, env=_environment(home), stdout=log, stderr=subprocess.STDOUT, cwd=root
+            )
+            try:
+                _wait_for(server, f"http://127.0.0.1:{port}", token, home / "server.log")
+                yield f"http://127.0.0.1:{port}", token
+            finally:
+                with contextlib.suppress(OSError):
+                    _stop_kernels(f"http://127.0.0.1:{port}", token)
+                server.terminate()
+                try:
+                    server.wait(10)
+                except subprocess.TimeoutExpired:
+                    server.kill()
+                    server.wait()
+
+
+@contextlib.contextmanager
+def browser_page(init: str = "", size: tuple[int, int] = (1400, 1000)) -> Iterator[Any]:
+    """Yield a Playwright page; ``page.problems`` collects what goes to the error console."""
+    from playwright.sync_api import sync_playwright
+
+    with (
+        sync_playwright() as playwright,
+        tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile,
+    ):
+        context = playwright.chromium.launch_persistent_context(
+            profile,
+            executable_path=chromium(),
+            args=ARGS,
+            viewport={"width": size[0], "height": size[1]},
+        )
+        try:
+            page = context.pages[0] if context.pages else context.new_page()
+            page.problems = []
+            page.on("pageerror", lambda e: page.problems.append(f"pageerror: {e}"))
+            page.on("console", lambda m: _note(page, m))
+            if init:
+                page.add_init_script(init)
+            yield page
+        finally:
+            context.close()
+
+
+def _note(page: Any, message: Any) -> None:
+    if message.type == "error":
+        page.problems.append(f"console: {message.text[:300]}")
+
+
+def open_notebook(page: Any, address: str, token: str, name: str, timeout: int = 90_000) -> None:
+    """Open a notebook in JupyterLab and wait for its kernel."""
+    page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
+    page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook").wait_for(timeout=timeout)
+    page.wait_for_function("() => !document.querySelector('#jupyterlab-splash')", timeout=timeout)
+    page.wait_for_function(
+        """() => {
+          const c = window.jupyterapp?.shell.currentWidget?.sessionContext;
+          return !!c && c.isReady && c.session?.kernel?.status === 'idle'
+                 && c.session.kernel.connectionStatus === 'connected'; }""",
+        timeout=timeout,
+    )
+
+
+def run_all(page: Any, timeout: int = 180_000) -> None:
+    """Run > Run All Cells by the menu, then wait until every code cell has its number."""
+    page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
+    page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+    page.wait_for_function(
+        """() => {
+          const cells = jupyterapp.shell.currentWidget.content.widgets
+            .filter(c => c.model.type === 'code' && c.model.sharedModel.getSource().trim());
+          return cells.length && cells.every(c => c.model.executionCount !== null
+            && c.node.querySelector('.jp-InputPrompt')?.textContent.includes('*') !== true); }""",
+        timeout=timeout,
+    )
+
+
+def in_kernel(page: Any, code: str) -> str:
+    """Run code in the notebook's kernel without a cell; what it printed."""
+    return str(
+        page.evaluate(
+            """async (code) => {
+            const k = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+            let text = '';
+            const f = k.requestExecute({code, store_history: false});
+            f.onIOPub = m => {
+                if (m.header.msg_type === 'stream') text += m.content.text;
+                if (m.header.msg_type === 'error') text += m.content.traceback.join('\\n'); };
+            await f.done; return text; }""",
+            code,
+        )
+    )
+
+
+def _environment(home: Path) -> dict[str, str]:
+    env = dict(os.environ, IPYTHONDIR=str(home / "ipython"))
+    for kind in ("config", "data", "runtime"):
+        env[f"JUPYTER_{kind.upper()}_DIR"] = str(home / kind)
+    env["JUPYTERLAB_WORKSPACES_DIR"] = str(home / "workspaces")
+    env["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
+    return env
+
+
+def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    for plugin, values in settings.items():
+        package, name = plugin.split(":")
+        file = folder / package / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values))
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _request(address: str, token: str, path: str, method: str = "GET") -> bytes:
+    request = urllib.request.Request(f"{address}{path}?token={token}", method=method)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return bytes(answer.read())
+
+
+def _wait_for(server: subprocess.Popen[bytes], address: str, token: str, log: Path) -> None:
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise RuntimeError(f"JupyterLab ended at once:\n{log.read_text()}")
+        with contextlib.suppress(OSError, urllib.error.URLError):
+            _request(address, token, "/api/status")
+            return
+        time.sleep(0.25)
+    raise RuntimeError(f"JupyterLab did not answer in 90 s:\n{log.read_text()}")
+
+
+def _stop_kernels(address: str, token: str) -> None:
+    for kernel in json.loads(_request(address, token, "/api/kernels")):
+        _request(address, token, f"/api/kernels/{kernel['id']}", "DELETE")

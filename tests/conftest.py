@@ -1,0 +1,30 @@
+"""What every test shares: one thread, repeatable hypothesis, a network that can be closed."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)  # tiny matrices: a second thread only waits
+
+# derandomize: a change is judged by the same examples on every machine. deadline: a slow machine
+# is no failure.
+settings.register_profile("fedlearn", derandomize=True, deadline=None, database=None)
+settings.load_profile("fedlearn")
+
+
+@pytest.fixture
+def closed_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """No name resolves, no socket connects. The list holds every address that was tried."""
+    tried: list[object] = []
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        tried.append(args)
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return tried

@@ -1,0 +1,215 @@
+"""Small problems with a known answer, and the plain loops that the package is compared with.
+
+Everything is float64, so that a formula that is off by one weight can't hide in rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedlearn import algorithms, partition
+from fedlearn.algorithms import Algorithm
+from fedlearn.data import Shards, schedule
+from fedlearn.federate import Recipe, Round, Simulated, federate, sample
+from fedlearn.model import Task, from_module, mlp
+from fedlearn.rng import Use, numpy_rng
+
+# -- the methods: a new one is a new line, and every test of the battery runs over it -------------
+
+METHODS: dict[str, Callable[[Task], Algorithm]] = {
+    "fedavg": lambda task: algorithms.fedavg(task, lr=0.3),
+    "fedavg, server_lr": lambda task: algorithms.fedavg(task, lr=0.3, server_lr=0.7),
+    "fedsgd": lambda task: algorithms.fedsgd(task, lr=0.5),
+}
+
+
+# -- a classification problem with clients of very different sizes and labels ---------------------
+
+
+class Problem(NamedTuple):
+    x: Tensor
+    y: Tensor
+    parts: partition.Parts
+    net: nn.Module  # 6 -> 7 -> 3, ReLU: the same model as closed_form
+
+    @property
+    def closed_form(self) -> Task:
+        return mlp(6, 7, 3)._replace(theta0=vector(self.net))
+
+
+def problem(n: int = 240, n_clients: int = 8, alpha: float = 0.4, seed: int = 0) -> Problem:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 6, generator=g, dtype=torch.float64)
+    y = (x @ torch.randn(6, 3, generator=g, dtype=torch.float64)).argmax(1)
+    rng = numpy_rng(seed, Use.PARTITION)
+    parts = partition.dirichlet_label(y.numpy(), n_clients, rng, alpha)
+    return Problem(x, y, parts, relu_net(6, 7, 3, seed=seed))
+
+
+def relu_net(*dims: int, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for i, o in itertools.pairwise(dims):
+            layers += [nn.Linear(i, o), nn.ReLU()]
+    return nn.Sequential(nn.Flatten(), *layers[:-1]).double()
+
+
+def vector(net: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(net.parameters()).detach().clone()
+
+
+def run(algorithm: Algorithm, theta: Tensor, p: Problem, **kw: object) -> list[Round]:
+    """Four rounds with five of eight clients, unless told otherwise."""
+    more = {k: kw.pop(k) for k in ("rounds", "cohort", "evaluate", "every") if k in kw}
+    place = {k: kw.pop(k) for k in ("chunk", "device") if k in kw}
+    recipe = Recipe(algorithm, theta, **{"batch": 16, "epochs": 2, "seed": 3, **kw})
+    clients = Simulated(recipe, p.x, p.y, p.parts, **place)
+    return list(federate(recipe, clients, **{"rounds": 4, "cohort": 5, **more}))
+
+
+# -- quadratics: f_i = a_i/2 (theta - b_i)^2, whose local steps have a closed form ----------------
+
+
+def quadratics(
+    a: Sequence[float], b: Sequence[float], sizes: Sequence[int]
+) -> tuple[Task, Tensor, Tensor, list[np.ndarray]]:
+    """Client i holds sizes[i] copies of the example (a_i, b_i). -> task, x, y, parts"""
+    rows = [(ai, bi) for ai, bi, n in zip(a, b, sizes, strict=True) for _ in range(n)]
+    x = torch.tensor(rows, dtype=torch.float64)
+    cuts = np.cumsum([0, *sizes])
+    parts = [np.arange(i, j) for i, j in itertools.pairwise(cuts)]
+
+    def grad(theta: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        w = mask / mask.sum(-1, keepdim=True).clamp(min=1)
+        off = theta - x[..., 1]
+        slope = (w * x[..., 0] * off).sum(-1, keepdim=True)
+        return slope, (w * x[..., 0] / 2 * off**2).sum(-1)
+
+    task = Task(torch.zeros(1, dtype=torch.float64), None, None, grad)  # type: ignore[arg-type]
+    return task, x, torch.zeros(len(x), dtype=torch.int64), parts
+
+
+# -- plain loops ----------------------------------------------------------------------------------
+
+
+def plain_fedavg(
+    net: nn.Module,
+    p: Problem,
+    *,
+    lr: float,
+    server_lr: float = 1.0,
+    rounds: int,
+    cohort: int,
+    batch: int | None,
+    epochs: int,
+    seed: int,
+) -> Tensor:
+    """FedAvg as a tutorial writes it: deepcopy, torch.optim.SGD, a mean of state dicts.
+
+    Of the package it uses only the cohorts and the batches, so that both see the same data.
+    """
+    server = copy.deepcopy(net)
+    for t in range(rounds):
+        S = sample(len(p.parts), cohort, seed, t)
+        index, mask, _ = schedule(p.parts, S, batch=batch, epochs=epochs, seed=seed, round=t)
+        states, sizes = [], []
+        for i, k in enumerate(S):
+            local = copy.deepcopy(server)
+            opt = torch.optim.SGD(local.parameters(), lr=lr)
+            for rows, real in zip(index[i], mask[i], strict=True):
+                rows = rows[real > 0]
+                if len(rows):
+                    opt.zero_grad()
+                    nn.functional.cross_entropy(local(p.x[rows]), p.y[rows]).backward()
+                    opt.step()
+            states.append(local.state_dict())
+            sizes.append(len(p.parts[k]))
+        old = server.state_dict()
+        new = {
+            name: sum(n * s[name] for n, s in zip(sizes, states, strict=True)) / sum(sizes)
+            for name in old
+        }
+        server.load_state_dict({k: old[k] + server_lr * (new[k] - old[k]) for k in old})
+    return vector(server)
+
+
+def gradient_descent(net: nn.Module, x: Tensor, y: Tensor, *, lr: float, steps: int) -> Tensor:
+    """Full-batch gradient descent on all data in one place."""
+    net = copy.deepcopy(net)
+    opt = torch.optim.SGD(net.parameters(), lr=lr)
+    for _ in range(steps):
+        opt.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        opt.step()
+    return vector(net)
+
+
+# -- clients that are alone with their data and hear only bytes -----------------------------------
+
+
+class Wire:
+    """Every client on its own: a message arrives as bytes, only its own rows are readable.
+
+    The drop-in for ``Simulated`` that a network would be. The rows of others are NaN, so a client
+    that touched them would be found out. Replies leave in another order than they were asked for.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, recipe: Recipe, x: Tensor, y: Tensor, parts: list[np.ndarray]):
+        self.recipe, self.parts, self.count = recipe, parts, len(parts)
+        self.kept = {k: {m: v[None] for m, v in recipe.memory().items()} for k in range(len(parts))}
+        self.x, self.y = [], y
+        for rows in parts:
+            own = torch.full_like(x, torch.nan)
+            own[rows] = x[rows]
+            self.x.append(own)
+
+    def run(self, message, ctx):  # type: ignore[no-untyped-def]
+        post = to_bytes(message)
+        back = {k: self.client(post, ctx._replace(rows=np.array([k]))) for k in ctx.rows[::-1]}
+        rows = [from_bytes(back[k]) for k in ctx.rows]
+        return {name: torch.cat([r[name] for r in rows]) for name in rows[0]}
+
+    def client(self, post: bytes, ctx) -> bytes:  # type: ignore[no-untyped-def]
+        k, recipe = int(ctx.rows[0]), self.recipe
+        plan = schedule(
+            {k: self.parts[k]},  # type: ignore[dict-item]
+            ctx.rows,
+            batch=recipe.batch,
+            epochs=recipe.epochs,
+            seed=ctx.seed,
+            round=ctx.round,
+        )
+        index, mask, n = plan[0], plan[1].double(), plan[2].double()
+        own = {m: v for m, v in self.kept[k].items() if not m[0].isdigit()}
+        shards = Shards(self.x[k], self.y, index, mask, n)
+        with torch.no_grad():
+            reply, own = recipe.algorithm.client(from_bytes(post), shards, own)
+            delta, stages = recipe.pipeline.encode(reply["delta"], n, self.kept[k], ctx)
+        self.kept[k] = {**own, **stages}
+        return to_bytes({**reply, "delta": delta, "n": n})
+
+
+def to_bytes(tensors: dict[str, Tensor]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **{k: v.numpy() for k, v in tensors.items()})
+    return file.getvalue()
+
+
+def from_bytes(post: bytes) -> dict[str, Tensor]:
+    with np.load(io.BytesIO(post)) as file:
+        return {k: torch.from_numpy(file[k]) for k in file.files}
+
+
+def autograd(net: nn.Module, *, stacked: bool) -> Task:
+    return from_module(net, stacked=stacked)

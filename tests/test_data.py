@@ -1,0 +1,317 @@
+"""Data sets with and without a network, and the plan of who sees which example when."""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import operator
+import os
+import socket
+import struct
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedlearn import data
+from fedlearn.data import Shards, load, schedule
+from fedlearn.rng import Use, hashed, numpy_rng
+
+# -- in the wheel ---------------------------------------------------------------------------------
+
+# name: training examples, test examples, features, classes
+SMALL = {
+    "digits": (1437, 360, 64, 10),
+    "breast_cancer": (455, 114, 30, 2),
+    "wine": (142, 36, 13, 3),
+    "diabetes": (353, 89, 10, 0),
+    "toy": (480, 120, 2, 3),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_data_sets_need_no_network(name, closed_network):
+    n, m, features, classes = SMALL[name]
+    d = load(name)
+    assert (d.name, d.classes) == (name, classes)
+    assert (d.x.shape, d.x_test.shape) == ((n, features), (m, features))
+    assert (d.y.shape, d.y_test.shape) == ((n,), (m,))
+    assert d.x.dtype == d.x_test.dtype == torch.float32
+    assert d.y.dtype == (torch.int64 if classes else torch.float32)
+    both = torch.cat([d.x, d.x_test])
+    assert both.max() <= 1 and both.min() >= (-1 if name == "toy" else 0)
+    if classes:
+        assert sorted(set(torch.cat([d.y, d.y_test]).tolist())) == list(range(classes))
+    assert d.about and not closed_network
+
+
+def test_digits_are_the_real_ones():
+    """Against scikit-learn: the split loses no row, repeats none and mixes no label up."""
+    from sklearn.datasets import load_digits
+
+    d, real = load("digits"), load_digits()
+    got = np.concatenate([torch.cat([d.x, d.x_test]) * 16, torch.cat([d.y, d.y_test])[:, None]], 1)
+    want = np.concatenate([real.data, real.target[:, None]], 1)
+    assert sorted(map(tuple, got)) == sorted(map(tuple, want))
+    assert d.shape == (8, 8)
+
+
+def test_the_split_follows_the_seed():
+    a, b, c = load("digits", seed=0), load("digits", seed=0), load("digits", seed=1)
+    assert torch.equal(a.x, b.x) and torch.equal(a.y_test, b.y_test)
+    assert not torch.equal(a.x, c.x)
+
+
+# -- through torchvision --------------------------------------------------------------------------
+
+
+def idx(array: np.ndarray) -> bytes:
+    """LeCun's IDX format for unsigned bytes: 0, 0, 8, dimensions, then sizes, big-endian."""
+    head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    return head + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """A complete MNIST folder of 20 + 5 small pictures. -> MNIST/raw inside tmp_path"""
+    folder, rng = tmp_path / "MNIST" / "raw", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for part, n in (("train", 20), ("t10k", 5)):
+        images, labels = rng.integers(0, 256, (n, 28, 28)), np.arange(n) % 10
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+    return folder
+
+
+def test_files_that_are_there_are_read_without_network(raw, closed_network):
+    d = load("mnist", folder=raw.parents[1])
+    assert (d.name, d.classes, d.shape) == ("mnist", 10, (28, 28))
+    pixels = np.frombuffer((raw / "train-images-idx3-ubyte").read_bytes()[16:], np.uint8)
+    assert np.array_equal((d.x * 255).round().numpy().reshape(-1), pixels)
+    assert d.y.tolist() == [i % 10 for i in range(20)] and d.y_test.tolist() == [0, 1, 2, 3, 4]
+    assert d.x.dtype == torch.float32 and d.y.dtype == torch.int64
+    assert not closed_network  # nobody asked the network
+
+
+def test_the_folder_comes_from_the_environment(raw, closed_network, monkeypatch):
+    monkeypatch.setenv("FEDLEARN_DATA", str(raw.parents[1]))
+    assert len(load("mnist").y) == 20
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+def test_missing_files_and_no_network(name, tmp_path, closed_network):
+    """One message: what failed, why, where the files go, what else works."""
+    with pytest.raises(FileNotFoundError) as e:
+        load(name, folder=tmp_path)
+    assert closed_network  # it did try
+    message = str(e.value)
+    for words in (name, str(tmp_path), "Network is unreachable", "FEDLEARN_DATA", "fallback="):
+        assert words in message
+    assert "\n" not in message
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+DAMAGE = {
+    "images cut in the middle": (IMAGES, lambda b: b[: len(b) // 2]),
+    "images cut in the header": (IMAGES, lambda b: b[:7]),
+    "images empty": (IMAGES, lambda b: b""),
+    "images are a web page": (IMAGES, lambda b: b"<!DOCTYPE html><title>404</title>" * 9),
+    "images of another type": (IMAGES, lambda b: b[:2] + b"\x0d" + b[3:]),
+    "images of an unknown type": (IMAGES, lambda b: b[:2] + b"\x0a" + b[3:]),
+    "labels cut in the middle": (LABELS, lambda b: b[:-5]),
+    "labels empty": (LABELS, lambda b: b""),
+    "labels of fewer pictures": (LABELS, lambda b: idx(np.arange(7))),
+    "test images cut": ("t10k-images-idx3-ubyte", lambda b: b[:-1]),
+    "test labels cut": ("t10k-labels-idx1-ubyte", lambda b: b[:-1]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_are_called_damaged(damage, raw, closed_network):
+    name, spoil = DAMAGE[damage]
+    (raw / name).write_bytes(spoil((raw / name).read_bytes()))
+    with pytest.raises(FileNotFoundError, match="damaged") as e:
+        load("mnist", folder=raw.parents[1])
+    assert "delete it" in str(e.value) and str(raw) in str(e.value)
+
+
+def test_a_damaged_file_falls_back_too(raw, closed_network, capsys):
+    (raw / LABELS).write_bytes(b"")
+    assert load("mnist", folder=raw.parents[1], fallback="digits").name == "digits (fallback)"
+    assert "damaged" in capsys.readouterr().out
+
+
+def test_a_connection_that_breaks_is_no_traceback(tmp_path, monkeypatch):
+    """The server answers and hangs up in the middle of a file."""
+
+    def broken(*args, **kwargs):
+        raise http.client.IncompleteRead(b"", 1000)
+
+    monkeypatch.setattr(urllib.request, "urlopen", broken)
+    with pytest.raises(FileNotFoundError, match="download failed"):
+        load("mnist", folder=tmp_path)
+
+
+def test_a_silent_server_ends_in_a_timeout(tmp_path, monkeypatch):
+    """torchvision sets no timeout: while it downloads, every new socket must have one."""
+    seen = []
+
+    def urlopen(*args, **kwargs):
+        seen.append(socket.getdefaulttimeout())
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    with pytest.raises(FileNotFoundError, match="timed out"):
+        load("mnist", folder=tmp_path)
+    assert seen and all(0 < s <= 60 for s in seen)
+    assert socket.getdefaulttimeout() is None  # and afterwards as before
+
+
+def test_the_fallback_says_so(tmp_path, closed_network, capsys):
+    d = load("mnist", folder=tmp_path, fallback="digits")
+    real = load("digits")
+    assert d.name == "digits (fallback)"
+    assert torch.equal(d.x, real.x) and torch.equal(d.y_test, real.y_test)
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) <= 2 and not err  # nothing of torchvision's own
+    for words in ("mnist", "digits (fallback)", "Network is unreachable"):
+        assert words in out
+
+
+def test_no_fallback_when_the_files_are_there(raw, closed_network, capsys):
+    assert load("mnist", folder=raw.parents[1], fallback="digits").name == "mnist"
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(
+    not os.environ.get("FEDLEARN_DATA"),
+    reason="set FEDLEARN_DATA to a folder with MNIST/raw to test the real MNIST",
+)
+def test_the_real_mnist(closed_network):
+    d = load("mnist")
+    assert (d.x.shape[0], d.x_test.shape[0]) == (60_000, 10_000)
+    assert d.x[0].numel() == 784 and (d.x.min(), d.x.max()) == (0, 1)
+    # LeCun's own counts of the training labels, and the mean grey value everyone normalises by
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert torch.bincount(d.y).tolist() == counts
+    assert d.x.mean().item() == pytest.approx(0.1307, abs=5e-5)
+    assert d.y[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+
+
+# -- the plan -------------------------------------------------------------------------------------
+
+
+@st.composite
+def plans(draw):
+    """Clients of 1 to 12 scattered examples each, and how to train them."""
+    sizes = draw(st.lists(st.integers(1, 12), min_size=1, max_size=8))
+    rows = np.random.default_rng(draw(st.integers(0, 99))).permutation(sum(sizes) + 5)
+    parts = np.split(rows[: sum(sizes)], np.cumsum(sizes)[:-1])
+    how = {
+        "batch": draw(st.none() | st.integers(1, 15)),
+        "epochs": draw(st.integers(1, 3)),
+        "seed": draw(st.integers(0, 2**40)),
+        "round": draw(st.integers(0, 500)),
+    }
+    cohort = draw(st.permutations(range(len(sizes))))[: draw(st.integers(1, len(sizes)))]
+    return parts, np.array(cohort), how
+
+
+def steps(index, mask, i):
+    """What client i really does: its non-empty batches, in order."""
+    both = zip(index[i], mask[i], strict=True)
+    return [rows[real > 0].tolist() for rows, real in both if real.any()]
+
+
+@given(plans())
+def test_every_example_is_seen_once_an_epoch(plan):
+    parts, cohort, how = plan
+    index, mask, n = schedule(parts, cohort, **how)
+    assert index.shape == mask.shape and set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert n.tolist() == [len(parts[k]) for k in cohort]
+    for i, k in enumerate(cohort):
+        own = sorted(parts[k].tolist())
+        per_epoch = -(-len(own) // (how["batch"] or len(own)))
+        batches = steps(index, mask, i)
+        assert len(batches) == how["epochs"] * per_epoch
+        for e in range(how["epochs"]):
+            epoch = batches[e * per_epoch : (e + 1) * per_epoch]
+            assert sorted(functools.reduce(operator.iadd, epoch, [])) == own
+            full = how["batch"] or len(own)
+            assert all(len(b) == full for b in epoch[:-1]) and 0 < len(epoch[-1]) <= full
+        assert set(index[i].flatten().tolist()) <= set(own)  # the padding too is the client's own
+
+
+@given(plans())
+def test_a_clients_plan_does_not_depend_on_the_cohort(plan):
+    parts, cohort, how = plan
+    index, mask, _ = schedule(parts, cohort, **how)
+    for i, k in enumerate(cohort):
+        alone = schedule({int(k): parts[k]}, np.array([k]), **how)
+        assert steps(index, mask, i) == steps(alone[0], alone[1], 0)
+
+
+def test_the_order_changes_with_seed_round_and_epoch():
+    parts = [np.arange(50)]
+    how = {"batch": None, "epochs": 2, "seed": 0, "round": 0}
+    index = schedule(parts, np.array([0]), **how)[0]
+    first, second = index[0].tolist()
+    assert first != second
+    for other in ({"seed": 1}, {"round": 1}):
+        assert schedule(parts, np.array([0]), **{**how, **other})[0][0, 0].tolist() != first
+
+
+def test_every_order_is_as_likely_as_any_other():
+    """Three examples, 3000 rounds: each of the six orders about 500 times (chi² at p = 1e-4)."""
+    parts, how = [np.arange(3)], {"batch": None, "epochs": 1, "seed": 5}
+    seen = [
+        tuple(schedule(parts, np.array([0]), round=t, **how)[0].flatten().tolist())
+        for t in range(3000)
+    ]
+    counts = np.array([seen.count(order) for order in sorted(set(seen))])
+    assert len(counts) == 6
+    assert ((counts - 500) ** 2 / 500).sum() < 25.7
+
+
+def test_batches_are_the_rows_that_the_plan_names(monkeypatch):
+    """Also when the round is gathered in several blocks."""
+    monkeypatch.setattr(data, "_GATHER", 40)
+    x, y = torch.arange(60.0).reshape(20, 3), torch.arange(20)
+    parts = [np.arange(0, 9), np.arange(9, 20)]
+    plan = schedule(parts, np.arange(2), batch=4, epochs=2, seed=0, round=0)
+    got = list(Shards(x, y, *plan).batches())
+    assert len(got) == plan[0].shape[1]
+    for t, (bx, by, mask) in enumerate(got):
+        assert torch.equal(by, plan[0][:, t]) and torch.equal(mask, plan[1][:, t])
+        assert torch.equal(bx, x[plan[0][:, t]])
+
+
+# -- randomness as a value ------------------------------------------------------------------------
+
+
+def test_a_draw_depends_on_its_whole_path():
+    """Zeros at the end count, and a seed above 2**32 is no path of two."""
+    paths = [(0,), (1,), (0, Use.SAMPLE), (0, Use.SHUFFLE), (0, 0, 1), (0, 1, 0), (0, 0, 0, 1)]
+    paths += [(0, 0, 0), (2**32,), (2**64,)]
+    draws = {numpy_rng(*path).integers(0, 2**62) for path in paths}
+    assert len(draws) == len(paths)
+
+
+def test_seeds_next_to_each_other_are_unrelated():
+    """A keyed hash of (example ^ seed) would only swap neighbours between seed 0 and seed 1."""
+    a, b = hashed(np.arange(64_000), 0, 1), hashed(np.arange(64_000), 1, 1)
+    assert not set(a.tolist()) & set(b.tolist())
+    assert abs(np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1]) < 0.02
+
+
+def test_hashed_bits_look_random():
+    """64,000 keys in a row: no collision, and each of the 64 bits is set half of the time."""
+    bits = hashed(np.arange(64_000), 0, 1)
+    assert len(set(bits.tolist())) == 64_000
+    share = ((bits[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)).mean(0)
+    assert abs(share - 0.5).max() < 0.01  # five standard deviations
+    assert not np.array_equal(bits, hashed(np.arange(64_000), 1, 0))
