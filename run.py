@@ -48,6 +48,10 @@ PARTS = {  # name: what .venv's Python is given, one command after the other
     "browser": [["-m", "pytest", "tests/browser"]],
 }
 
+SETTINGS = {  # JupyterLab asks nothing when it opens and looks nothing up
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}
+}
+
 BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"]
 BROWSERS += ["microsoft-edge", "microsoft-edge-stable", "msedge"]
 PLACES = {  # where the installers put them, in PATH or not
@@ -149,6 +153,9 @@ def install(extras: tuple, stamp: dict) -> None:
     write_stamp({"pins": INSTALLING})
     code = call(command)
     if code == 0:
+        settings = VENV / "share/jupyter/lab/settings"
+        settings.mkdir(parents=True, exist_ok=True)
+        (settings / "overrides.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
         write_stamp({"pins": pins(), "extras": extras})
         return
     if not fresh:  # pip and uv fetch everything before they change anything
@@ -167,10 +174,11 @@ def make_venv(uv: str | None) -> None:
     folder = VENV.resolve()  # it may be a link to a larger disk
     if folder.exists():
         shutil.rmtree(folder)
-    check_disk(ROOM["uv" if uv else "pip"])
     folder.mkdir(parents=True)
+    check_disk(ROOM["uv" if uv else "pip"])
     write_stamp({"pins": INSTALLING})
-    if call([sys.executable, "-m", "venv", *([] if pip else ["--without-pip"]), str(VENV)]):
+    python = getattr(sys, "_base_executable", sys.executable)  # ours may just have been in there
+    if call([python, "-m", "venv", *([] if pip else ["--without-pip"]), str(folder)]):
         stop(
             f"could not make the virtual environment {VENV}; the reason is above.",
             "On Debian and Ubuntu this may help: sudo apt install python3-venv",
@@ -179,7 +187,7 @@ def make_venv(uv: str | None) -> None:
 
 def check_disk(need: float) -> None:
     """Stop where less than `need` GB are free."""
-    free = shutil.disk_usage(ROOT).free / 1e9
+    free = shutil.disk_usage(VENV).free / 1e9
     if free < need:
         stop(
             f"the disk is too small: installing needs about {need} GB, {free:.1f} GB are free.",
@@ -189,7 +197,7 @@ def check_disk(need: float) -> None:
 
 def install_failed(command: list, code: int, kept: bool) -> NoReturn:
     """Stop and say what was tried, why it may have failed, what works now."""
-    free = shutil.disk_usage(ROOT).free / 1e9
+    free = shutil.disk_usage(VENV).free / 1e9
     python = ".".join(map(str, sys.version_info[:2]))
     lines = [
         f"installing failed with exit code {code}. The reason is above. What was tried, in {ROOT}:",
@@ -243,10 +251,9 @@ def lab(port: int | None, browser: bool) -> int:
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.root_dir": ROOT / "notebooks",
         "ServerApp.answer_yes": True,  # one Ctrl-C ends it
-        "Application.log_level": "WARN",  # the address, not sixty lines around it
+        "Application.log_level": "ERROR",  # the address, not sixty lines around it
+        "KernelManager.transport_encryption": "auto",  # ipykernel warns where there is none
         "LabApp.default_url": "/lab/tree/00_playground.ipynb",
-        "LabApp.news_url": None,  # no question about news at the start, and nothing fetched
-        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
     }
     if port is not None:
         options.update({"ServerApp.port": port or free_port(), "ServerApp.port_retries": 0})

@@ -277,7 +277,7 @@ class Shards(NamedTuple):
 
     x: Tensor
     y: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple's index() isn't missed
     mask: Tensor
     n: Tensor
 

@@ -78,9 +78,9 @@ class Recipe:
             )
         if not _at_least(self.epochs, 1):
             raise ValueError(f"Recipe: epochs must be an integer >= 1, got {self.epochs!r}, e.g. 5")
-        if not _at_least(self.seed, 0):
+        if not (_at_least(self.seed, 0) and self.seed < 2**63):
             raise ValueError(
-                f"Recipe: seed must be an integer >= 0, got {self.seed!r}, e.g. seed=0"
+                f"Recipe: seed must be an integer >= 0 and < 2**63, got {self.seed!r}, e.g. seed=0"
             )
 
     def memory(self) -> dict[str, Tensor]:
@@ -128,7 +128,7 @@ def federate(
         An iterator of :class:`Round`; nothing runs before its first ``next``.
 
     Raises:
-        ValueError: At once, if a number is out of range.
+        ValueError: At once, if a number is out of range or the clients have another recipe.
         Diverged: From the iterator, when a parameter becomes inf or NaN.
 
     Example:
@@ -152,6 +152,7 @@ def federate(
             f"federate: the cohort must be an integer from 1 to the population's {clients.count} "
             f"clients, got {cohort!r}, e.g. cohort={max(1, clients.count // 2)}"
         )
+    _same_recipe(recipe, getattr(clients, "recipe", recipe))
     return loop(recipe, clients, rounds, K, evaluate, every)
 
 
@@ -263,7 +264,8 @@ class Simulated:
         _check_data(recipe, x, y, parts)
         if chunk is not None and not _at_least(chunk, 1):
             raise ValueError(f"Simulated: chunk must be an integer >= 1, got {chunk!r}, e.g. 10")
-        self.recipe, self.parts, self.count = recipe, parts, len(parts)
+        self.recipe, self.count = recipe, len(parts)
+        self.parts = [np.asarray(rows) for rows in parts]
         self.device = torch.device(device)
         self.x, self.y = x.to(self.device), y.to(self.device)
         self.chunk = chunk or min(100, max(1, _CACHE // recipe.theta.numel()))
@@ -307,7 +309,8 @@ class Simulated:
             round=ctx.round,
         )
         index = plan[0].to(self.device)
-        mask, n = (v.to(self.device, message["theta"].dtype) for v in plan[1:])  # float64 models too
+        real = message["theta"].dtype  # float64 models too
+        mask, n = (v.to(self.device, real) for v in plan[1:])
         memory = {k: v[rows] for k, v in self.memory.items()}
         own = {k: v for k, v in memory.items() if not k[0].isdigit()}  # the rest: the pipeline's
         shards = Shards(self.x, self.y, index, mask, n)
@@ -364,6 +367,19 @@ def _at_least(value: object, low: int) -> bool:
     return whole and value >= low  # type: ignore[operator]
 
 
+def _same_recipe(recipe: Recipe, theirs: Recipe) -> None:
+    """Clients train by the recipe they were made with: they would ignore another one."""
+    for name in ("batch", "epochs", "seed", "algorithm", "pipeline"):
+        a, b = getattr(recipe, name), getattr(theirs, name)
+        number = name in ("batch", "epochs", "seed")
+        if (a != b) if number else (a is not b):
+            got = f"got {a!r}, theirs is {b!r}" if number else "got another"
+            raise ValueError(
+                f"federate: the clients were made with another recipe, whose {name} must be the "
+                f"same: {got}; make them anew, e.g. Simulated(recipe, ...)"
+            )
+
+
 def _payload(reply: Reply) -> Reply:
     """What the method needs: without n_k, known to the server, and the loss, kept for the plot."""
     return {k: v for k, v in reply.items() if k not in ("n", "loss")}
@@ -386,7 +402,12 @@ def _check_data(recipe: Recipe, x: Tensor, y: Tensor, parts: list[np.ndarray]) -
         raise ValueError(
             "Simulated: needs at least one client, got no parts, e.g. [np.arange(100)]"
         )
-    for k, rows in enumerate(parts):
+    for k, rows in enumerate(map(np.asarray, parts)):
+        if len(rows) and not np.issubdtype(rows.dtype, np.integer):
+            raise ValueError(
+                f"Simulated: parts must be integer rows of x and y, got {rows.dtype} for client "
+                f"{k}, e.g. np.flatnonzero(mask) for a mask"
+            )
         if not len(rows) or rows.min() < 0 or rows.max() >= len(y):
             got = f"{rows.min()}..{rows.max()}" if len(rows) else "none"
             raise ValueError(
@@ -394,12 +415,20 @@ def _check_data(recipe: Recipe, x: Tensor, y: Tensor, parts: list[np.ndarray]) -
                 f"{k}; make parts with fedlearn.partition, e.g. partition.iid(y, 10, rng)"
             )
     task = recipe.algorithm.task
-    if task is not None and task.loss is cross_entropy:
-        try:
-            classes = task.predict(task.theta0, x[:1]).shape[-1]
-        except RuntimeError as e:
-            raise ValueError(
-                f"Simulated: the model can't take examples of shape {tuple(x.shape[1:])} ({e}), "
-                f"e.g. softmax_regression({x[0].numel()}, 10) for these"
-            ) from e
-        check_labels("Simulated", y, classes)
+    if task is None or task.predict is None or task.loss is None:
+        return  # a Task from a notebook cell may have its gradient alone
+    few = x[:2].cpu()
+    try:
+        scores = task.predict(task.theta0, few)
+    except (RuntimeError, ValueError, IndexError) as e:
+        raise ValueError(
+            f"Simulated: the model can't take examples of shape {tuple(x.shape[1:])} ({e}), "
+            f"e.g. softmax_regression({x[0].numel()}, 10) for these"
+        ) from e
+    if task.loss is cross_entropy:
+        check_labels("Simulated", y, scores.shape[-1])
+    elif task.loss(scores, y[:2].cpu()).shape != (len(few),):
+        raise ValueError(
+            f"Simulated: the model's scores of shape {tuple(scores.shape)} don't give one loss an "
+            f"example, e.g. one score, nn.Linear({x[0].numel()}, 1), for squared_error"
+        )

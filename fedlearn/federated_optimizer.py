@@ -117,11 +117,12 @@ def _receive(opt: torch.optim.Optimizer, weight: float) -> None:
             into = opt.state[p].setdefault("received", torch.zeros_like(p))
             into.add_(p.grad, alpha=weight)
             p.grad = None
-    opt.received = getattr(opt, "received", 0.0) + weight  # type: ignore[attr-defined]
+    # beside lr, so that state_dict, deepcopy and pickle carry it like everything else
+    opt.param_groups[0]["received"] = opt.param_groups[0].get("received", 0.0) + float(weight)
 
 
 def _average(opt: torch.optim.Optimizer) -> None:
-    total = getattr(opt, "received", 0.0)
+    total = opt.param_groups[0].get("received", 0.0)
     if not total:
         raise ValueError(
             "step: no client has handed a gradient over; call loss.backward() and "
@@ -130,4 +131,4 @@ def _average(opt: torch.optim.Optimizer) -> None:
     for p in _parameters(opt):
         if "received" in opt.state[p]:
             p.grad = opt.state[p].pop("received").div_(total)
-    opt.received = 0.0  # type: ignore[attr-defined]
+    opt.param_groups[0]["received"] = 0.0

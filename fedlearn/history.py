@@ -51,7 +51,8 @@ class Diverged(FloatingPointError):
     """
 
     def __init__(self, round: int, clients: list[int], history: History):
-        who = f"the update of client {_few(clients)}" if clients else "the server's step"
+        many = "s" * (len(clients) > 1)
+        who = f"the update of client{many} {_few(clients)}" if clients else "the server's step"
         super().__init__(
             f"round {round}: {who} is inf or NaN. Most often the learning rate is too large for "
             f"this many local steps: try a tenth of it. The {round} rounds before are kept."
@@ -135,7 +136,7 @@ def collect(rounds: Iterable[Round], *, progress: int | None = None) -> History:
         for r in rounds:
             history.add(r)
     except Diverged as e:
-        history.stopped = str(e)
+        history.stopped, history.theta = str(e), e.history.theta
         warnings.warn(str(e), RuntimeWarning, stacklevel=2)
     return history
 

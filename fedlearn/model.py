@@ -97,6 +97,7 @@ def softmax_regression(n_in: int, n_classes: int) -> Task:
         >>> softmax_regression(784, 10).theta0.numel()
         7850
     """
+    _sizes("softmax_regression", "two sizes", (n_in, n_classes), "softmax_regression(64, 10)")
     task = mlp(n_in, n_classes)
     return task._replace(theta0=torch.zeros_like(task.theta0))
 
@@ -122,8 +123,7 @@ def mlp(*dims: int, seed: int = 0) -> Task:
         >>> mlp(784, 200, 200, 10).theta0.numel()
         199210
     """
-    if len(dims) < 2 or any(not isinstance(n, int) or n < 1 for n in dims):
-        raise ValueError(f"mlp: needs two or more sizes >= 1, got {dims}, e.g. mlp(64, 32, 10)")
+    _sizes("mlp", "two or more sizes", dims, "mlp(64, 32, 10)")
     shapes = [s for i, o in itertools.pairwise(dims) for s in ((o, i), (o,))]
     last = len(dims) - 2
 
@@ -150,7 +150,7 @@ def mlp(*dims: int, seed: int = 0) -> Task:
         objective = ((total.log() - right) * w).sum((-2, -1))
         delta = odds.mul_(w / total).scatter_add_(-1, target, -w)  # (softmax - onehot) / n
         for i in range(last, -1, -1):
-            below = (delta @ layers[2 * i]).mul_(hs[i] > 0) if i else None
+            below = (delta @ layers[2 * i]).mul_(hs[i] > 0) if i else delta
             receive(i, delta, hs[i])
             delta = below
         return objective
@@ -199,6 +199,11 @@ def views(theta: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """
     sizes = [torch.Size(s).numel() for s in shapes]
     return [v.unflatten(-1, s) for v, s in zip(theta.split(sizes, dim=-1), shapes, strict=True)]
+
+
+def _sizes(name: str, how_many: str, dims: tuple[int, ...], example: str) -> None:
+    if len(dims) < 2 or any(not isinstance(n, (int, np.integer)) or n < 1 for n in dims):
+        raise ValueError(f"{name}: needs {how_many} >= 1, got {dims}, e.g. {example}")
 
 
 def _uniform(shapes: Sequence[tuple[int, ...]], seed: int) -> Tensor:
@@ -295,7 +300,7 @@ def _stacked(scores, loss):  # type: ignore[no-untyped-def]
                     f"({str(e).splitlines()[0]}); use from_module(module, stacked=False)"
                 ) from e
             objective = (vmap(loss)(z, y) * w).sum(-1)
-            grads = torch.autograd.grad(objective.sum(), layers)
+            grads = torch.autograd.grad(objective.sum(), layers, materialize_grads=True)
         with torch.no_grad():
             receive(slice(None), [v.detach() for v in layers], grads)
         return objective.detach()
@@ -316,7 +321,7 @@ def _sequential(scores, loss):  # type: ignore[no-untyped-def]
             with torch.enable_grad():
                 layers = [v.detach().requires_grad_() for v in views(theta[k], shapes)]
                 objective = loss(scores(layers, xk), yk).mean()
-                grads = torch.autograd.grad(objective, layers)
+                grads = torch.autograd.grad(objective, layers, materialize_grads=True)
             with torch.no_grad():
                 receive(k, [v.detach() for v in layers], grads)
             objectives[k] = objective.detach()
@@ -376,6 +381,11 @@ def evaluator(task: Task, x: Tensor, y: Tensor) -> Callable[[Tensor], dict[str, 
     """
     if not len(y):
         raise ValueError("evaluator: needs at least one example, got none, e.g. data.x_test")
+    if len(x) != len(y):
+        raise ValueError(
+            f"evaluator: x and y must have one row an example, got {len(x)} and {len(y)}, "
+            f"e.g. data.x_test and data.y_test"
+        )
     classes = not y.is_floating_point()
     if classes:
         check_labels("evaluator", y, task.predict(task.theta0, x[:1].cpu()).shape[-1])
@@ -401,6 +411,11 @@ def check_labels(name: str, y: Tensor, classes: int) -> None:
         ...
         ValueError: load: labels must be 0..4 for a model with 5 scores, got 0..7, ...
     """
+    if y.is_floating_point():
+        raise ValueError(
+            f"{name}: a classifier needs integer classes, got {y.dtype}, e.g. y.long(); to predict "
+            f"numbers use from_module(module, squared_error)"
+        )
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= classes:
         raise ValueError(

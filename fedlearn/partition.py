@@ -91,6 +91,7 @@ def dirichlet_label(
     end for a small alpha. Here the draw is kept, and a client below ``min_size`` is topped up from
     the largest one.
     """
+    _count("dirichlet_label", "min_size", min_size)
     labels = _classes("dirichlet_label", labels, n_clients, min_size)
     _positive("dirichlet_label", "alpha", alpha)
     owner = np.empty(len(labels), dtype=np.int64)
@@ -258,7 +259,7 @@ def labels_per_client(
         )
     owners: list[list[int]] = [[] for _ in classes]
     for k in range(n_clients):
-        fewest_first = np.lexsort((rng.random(C), [len(o) for o in owners]))
+        fewest_first = np.lexsort(np.array([rng.random(C), [len(o) for o in owners]]))
         for c in fewest_first[:labels_each]:
             owners[c].append(k)
     parts: list[list[np.ndarray]] = [[] for _ in range(n_clients)]
@@ -366,6 +367,11 @@ def _top_up(owner: np.ndarray, n_clients: int, rng: np.random.Generator, min_siz
 def _check(name: str, labels: np.ndarray, n_clients: int, each: int = 1) -> np.ndarray:
     _count(name, "n_clients", n_clients)
     labels = np.asarray(labels)
+    if labels.ndim != 1:
+        raise ValueError(
+            f"{name}: labels must be one class an example, shape (n,), got shape {labels.shape}, "
+            f"e.g. labels.argmax(1) for one-hot rows"
+        )
     if n_clients * each > len(labels):
         example = max(1, len(labels) // max(each, 1) // 2)
         raise ValueError(

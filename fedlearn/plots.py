@@ -32,7 +32,7 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK = (
 OKABE_ITO = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK)
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), ":")
 
-SHEET: dict[str, Any] = {
+SHEET: Any = {
     "figure.figsize": (8.0, 4.0),
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,

@@ -168,6 +168,21 @@ def test_it_starts_over_after_an_install_that_broke_off(run, calls, left):
     assert json.loads(run.STAMP.read_text())["extras"] == ["lab"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_the_venv_may_be_a_link_to_a_larger_disk(run, calls, tmp_path):
+    (tmp_path / "large").mkdir()
+    run.VENV.symlink_to(tmp_path / "large")
+    run.prepare("lab")
+    assert run.VENV.is_symlink() and run.runs("pass")
+
+
+def test_jupyterlab_asks_nothing_and_looks_nothing_up(run, calls):
+    run.prepare("lab")
+    (file,) = run.VENV.rglob("lab/settings/overrides.json")
+    ((_, settings),) = json.loads(file.read_text()).items()
+    assert settings == {"fetchNews": "false", "checkForUpdates": False}
+
+
 def test_a_venv_that_somebody_else_made_is_installed_into(run, calls):
     subprocess.check_call([sys.executable, "-m", "venv", "--without-pip", run.VENV])
     theirs = run.VENV / "theirs"

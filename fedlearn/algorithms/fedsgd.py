@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..data import Shards
 from ..model import Task
 from ..optim import check_lr
@@ -41,12 +43,12 @@ def fedsgd(task: Task, lr: float) -> Algorithm:
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         theta_k = message["theta"].expand(len(shards.n), -1)  # everyone at theta, no step taken
         seen = shards.mask.sum((1, 2))  # examples of all batches: n_k, E times
-        delta, loss = 0.0, 0.0
+        delta, loss = torch.zeros_like(theta_k), torch.zeros_like(seen)
         for x, y, mask in shards.batches():
             g, objective = task.grad(theta_k, x, y, mask)
             share = mask.sum(1) / seen
-            delta = delta - lr * share[:, None] * g
-            loss = loss + share * objective
-        return {"delta": delta, "loss": loss}, memory  # type: ignore[dict-item]
+            delta -= lr * share[:, None] * g
+            loss += share * objective
+        return {"delta": delta, "loss": loss}, memory
 
     return fedavg(task, lr)._replace(client=client)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
 
-from . import static
+from . import kernel, static
 from .controls import has_value
 from .engine import Engine, Frame, Snapshot
 from .parts import Part, Readout, Status
@@ -74,11 +71,11 @@ class Explorable:
             raise ValueError(
                 f"Explorable: wants one to four parts, got {len(parts)}, e.g. [Curve()]"
             )
-        _replace_older(self)
+        kernel.replace_older(self)
         self.controls, self.parts, self.name = dict(controls), list(parts), name
         self._caption, self._code, self._predict = caption, code, predict
         self._lock, self._static, self._showing_code = threading.RLock(), "", False
-        self._loop = _running_loop()
+        self._loop = kernel.running_loop()
         self._build(rounds, readout)
         self.engine = Engine(
             make,
@@ -103,7 +100,7 @@ class Explorable:
     def close(self) -> None:
         """End the thread and remove every widget model. Running the cell again does this, too."""
         self.engine.close()
-        close_tree(self.ui)
+        kernel.close_tree(self.ui)
 
     def save(self) -> list[Path]:
         """Write CSV and PNG beside the notebook, never over a file. Returns the two paths.
@@ -142,6 +139,7 @@ class Explorable:
         rows = [*([head] if head else []), *left, panes, foot, self.status]
         grid = _box(rows, "fl-grid", *([] if left else ["fl-bare"]))
         self.ui = _box([grid], "fl-root")
+        kernel.hear_while_busy(self.ui)
 
     def _head(self) -> W.Widget:
         self.run_button = _button("Run", "play", "Run or pause the training", self._toggled)
@@ -244,22 +242,6 @@ class Explorable:
         return data, {"image/png": {"alt": said}}
 
 
-def close_tree(widget: W.Widget) -> None:
-    """Close a widget, its children, layout and style: ``Widget.close()`` alone leaves the others.
-
-    Example:
-        >>> n = len(W.widgets.widget._instances)
-        >>> close_tree(W.VBox([W.IntSlider()]))
-        >>> len(W.widgets.widget._instances) == n
-        True
-    """
-    for child in getattr(widget, "children", ()):
-        close_tree(child)
-    for part in (getattr(widget, "layout", None), getattr(widget, "style", None), widget):
-        if part is not None:
-            part.close()
-
-
 def _box(children: Iterable[W.Widget], *classes: str) -> W.Box:
     box = W.Box(list(children))
     for c in classes:
@@ -271,44 +253,3 @@ def _button(name: str, icon: str, tip: str, do: Callable[[], Any]) -> W.Button:
     button = W.Button(description=name, icon=icon, tooltip=tip)
     button.on_click(lambda _: do())
     return button
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    """The kernel's loop on the main thread, or None in a plain script."""
-    with contextlib.suppress(RuntimeError):
-        return asyncio.get_running_loop()
-    return None
-
-
-# Panels by cell. A cell that runs again replaces its own older panels, whatever they are called.
-_LIVE: dict[str, tuple[str, list[weakref.ref[Explorable]]]] = {}
-_live_lock = threading.Lock()
-
-
-def _cell() -> tuple[str, str] | None:
-    """(cell id, id of this execution), as JupyterLab and nbclient send them; None elsewhere."""
-    try:
-        from IPython import get_ipython
-
-        parent = get_ipython().get_parent()
-        cell = (parent.get("metadata") or {}).get("cellId")
-        return (cell, parent["header"]["msg_id"]) if cell else None
-    except (AttributeError, KeyError, ImportError):
-        return None
-
-
-def _replace_older(panel: Explorable) -> None:
-    here = _cell()
-    if here is None:
-        return
-    cell, execution = here
-    with _live_lock:
-        before, panels = _LIVE.get(cell, (execution, []))
-        if before != execution:
-            old, panels = panels, []
-        else:
-            old = []
-        _LIVE[cell] = (execution, [*panels, weakref.ref(panel)])
-    for ref in old:
-        if (gone := ref()) is not None:
-            gone.close()

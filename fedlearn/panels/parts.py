@@ -243,7 +243,7 @@ class Dots(Part):
         >>> dots = Dots()
         >>> dots.show(Engine(lambda: [{"clients": np.array([0.9, 0.4])}], {}, rounds=1).compute())
         >>> dots.label
-        'accuracy of each client: 2 clients, mean 0.65, worst client 1 with 0.40'
+        'clients: accuracy of 2 clients, mean 0.65, worst client 1 with 0.40'
     """
 
     _esm = _script("dots")
@@ -254,8 +254,8 @@ class Dots(Part):
     def __init__(
         self,
         *,
-        title: str = "accuracy of each client",
-        xlabel: str = "accuracy of the shared model on the client's own data",
+        title: str = "clients",
+        xlabel: str = "accuracy on the client's own data",
     ):
         super().__init__(title=title, xlabel=xlabel)
         self.each = np.zeros(0)
@@ -268,11 +268,11 @@ class Dots(Part):
         drift = snapshot.columns.get("drift", np.full(1, np.nan))[-1]
         with self.hold_sync():
             self.gen, self.values = snapshot.gen, _bytes(self.each)
-            self.drift = f"drift {drift:.3g}" if np.isfinite(drift) else ""
+            self.drift = f"drift: mean ‖θₖ − θ‖ = {drift:.2g}" if np.isfinite(drift) else ""
             if np.isfinite(self.each).any():
                 k = int(np.nanargmin(self.each))
                 self.label = (
-                    f"{self.title}: {len(self.each)} clients, mean {np.nanmean(self.each):.2f}, "
+                    f"{self.title}: accuracy of {len(self.each)} clients, mean {np.nanmean(self.each):.2f}, "
                     f"worst client {k} with {self.each[k]:.2f}"
                 )
 

@@ -72,7 +72,7 @@ def linear_range(v: np.ndarray) -> tuple[float, float]:
 
 
 def log_range(v: np.ndarray) -> tuple[float, float]:
-    """Round numbers below and above, at most six decades apart.
+    """Round numbers below and above, one to six decades apart.
 
     Example:
         >>> log_range(np.array([0.13, 2.3]))
@@ -82,4 +82,4 @@ def log_range(v: np.ndarray) -> tuple[float, float]:
     top = round_up(hi, (1, 2, 3, 5, 10))
     ten = 10.0 ** np.floor(np.log10(lo))
     low = float(f"{next(m * ten for m in (5, 2, 1) if m * ten <= lo * (1 + 1e-9)):.6g}")
-    return max(low, top / 1e6), max(top, low * 2)
+    return max(min(low, top / 10), top / 1e6), top

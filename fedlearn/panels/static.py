@@ -185,7 +185,7 @@ def dots(axes: Any, part: Dots) -> None:
     axes.scatter(xs[1:], ys[1:], s=28, color=BLUE, alpha=0.75, linewidths=0)
     axes.scatter(xs[:1], ys[:1], s=70, color=VERMILION, edgecolors=VERMILION, marker="o")
     axes.axvline(each.mean(), color=INK, lw=1.3, ls="--")
-    axes.set_ylim(0, top)
+    axes.set_ylim(1 - top * 0.06, top)
     k = int(order[0])
     right = xs[0] > 0.55
     axes.annotate(
@@ -197,7 +197,7 @@ def dots(axes: Any, part: Dots) -> None:
         fontsize=10,
         arrowprops={"arrowstyle": "-", "color": VERMILION},
     )
-    _corner(axes, f"mean {each.mean():.2f}   {part.drift}".rstrip())
+    _corner(axes, f"mean {each.mean():.2f}   {part.drift}".replace("ₖ", "$_k$").rstrip())
 
 
 def _corner(axes: Any, text: str) -> None:

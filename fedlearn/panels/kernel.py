@@ -1,0 +1,115 @@
+"""What a panel must know of the kernel it lives in: cells, threads, messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import ipywidgets as W
+
+
+class Closable(Protocol):
+    """Anything with ``close()``."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+def tree(widget: W.Widget) -> Iterator[W.Widget]:
+    """A widget and all below it, children first.
+
+    Example:
+        >>> [type(w).__name__ for w in tree(W.VBox([W.IntSlider()]))]
+        ['IntSlider', 'VBox']
+    """
+    for child in getattr(widget, "children", ()):
+        yield from tree(child)
+    yield widget
+
+
+def close_tree(widget: W.Widget) -> None:
+    """Close a widget, its children, layout and style: ``Widget.close()`` alone leaves the others.
+
+    Example:
+        >>> n = len(W.widgets.widget._instances)
+        >>> close_tree(W.VBox([W.IntSlider()]))
+        >>> len(W.widgets.widget._instances) == n
+        True
+    """
+    for w in list(tree(widget)):
+        for part in (getattr(w, "layout", None), getattr(w, "style", None), w):
+            if part is not None:
+                part.close()
+
+
+def hear_while_busy(widget: W.Widget) -> None:
+    """Let messages of a widget and all below it arrive while another cell runs.
+
+    JupyterLab sends them to a subshell, a thread of their own. ipykernel 7.4 sends them instead to
+    where the widget was last written from, which is the busy main thread for a slider that nobody
+    has moved yet: its first move would wait for the cell to end, and the following ones behind it.
+    Here the address that JupyterLab wrote counts again. Other versions have no such method.
+
+    Example:
+        >>> hear_while_busy(W.VBox([W.IntSlider()]))
+    """
+    for w in tree(widget):
+        if hasattr(w.comm, "_reply_subshell_for"):
+            w.comm._reply_subshell_for = lambda data, addressed: addressed
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The kernel's loop on the main thread, or None in a plain script.
+
+    Example:
+        >>> running_loop() is None
+        True
+    """
+    with contextlib.suppress(RuntimeError):
+        return asyncio.get_running_loop()
+    return None
+
+
+# Panels by cell. A cell that runs again replaces its own older panels, whatever they are called.
+_LIVE: dict[str, tuple[str, list[weakref.ref[Any]]]] = {}
+_lock = threading.Lock()
+
+
+def replace_older(panel: Closable) -> None:
+    """Close the panels that an older execution of the running cell made; remember this one.
+
+    Example:
+        >>> replace_older(contextlib.closing(None))  # no cell here: nothing happens
+    """
+    here = cell()
+    if here is None:
+        return
+    name, execution = here
+    with _lock:
+        before, panels = _LIVE.get(name, (execution, []))
+        old = panels if before != execution else []
+        _LIVE[name] = (execution, [*(() if old else panels), weakref.ref(panel)])
+    for ref in old:
+        if (gone := ref()) is not None:
+            gone.close()
+
+
+def cell() -> tuple[str, str] | None:
+    """(cell id, id of this execution), as JupyterLab and nbclient send them; None elsewhere.
+
+    Example:
+        >>> cell() is None
+        True
+    """
+    try:
+        from IPython import get_ipython
+
+        parent = get_ipython().get_parent()
+        name = (parent.get("metadata") or {}).get("cellId")
+        return (name, parent["header"]["msg_id"]) if name else None
+    except (AttributeError, KeyError, ImportError):
+        return None

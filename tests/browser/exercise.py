@@ -1,0 +1,202 @@
+"""What every notebook's first panel must do in a real JupyterLab, and a probe that measures it."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from lab import in_kernel, open_notebook, run_all
+
+BUSY = "import time\nend = time.monotonic() + {}\nwhile time.monotonic() < end: time.sleep(0.02)"
+
+# The probe lives in the page: it watches the picture and the clock, whatever the kernel does.
+PROBE = """root => {
+  const line = root.querySelector('path.line');
+  const picture = (line || root.querySelector('.fl-part svg path')).closest('svg');
+  const data = () => line ? line.getAttribute('d')
+    : [...picture.querySelectorAll('path, rect, circle')].map(e => e.outerHTML).join('');
+  const p = window.probe = { root, picture, data, frames: [], inputs: [], first: [], busy: false,
+                             gen: picture.dataset.gen };
+  const moved = () => { p.inputs.push(performance.now()); };
+  new MutationObserver(() => {
+    const now = performance.now();
+    p.frames.push(now);
+    if (picture.dataset.gen !== p.gen) {
+      p.gen = picture.dataset.gen;
+      if (p.inputs.length) { p.first.push(now - p.inputs.at(-1)); p.inputs = []; }
+    }
+  }).observe(picture, { attributes: true, subtree: true });
+  root.addEventListener('keydown', moved, true);
+}"""
+
+WORK = """code => {
+  const k = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+  const f = k.requestExecute({ code, store_history: false });
+  probe.busy = null;
+  f.onIOPub = m => { if (m.header.msg_type === 'status' && m.content.execution_state === 'busy'
+                         && probe.busy === null) probe.busy = true; };
+  f.done.finally(() => { probe.busy = false; });
+}"""
+
+# Everything that the reader would see as going wrong, whether it is on the screen or not.
+TROUBLE = """() => jupyterapp.shell.currentWidget.content.widgets.flatMap(c =>
+  c.model.type !== 'code' ? [] : Array.from({ length: c.model.outputs.length }, (_, i) =>
+    c.model.outputs.get(i).toJSON())
+  .filter(o => o.output_type === 'error' || (o.output_type === 'stream' && o.name === 'stderr'))
+  .map(o => (o.evalue || [].concat(o.text).join('')).slice(0, 300)))"""
+
+COUNT = (
+    "import threading, ipywidgets\n"
+    "print(len(ipywidgets.widgets.widget._instances),"
+    " sum(t.name == 'fedlearn-panel' for t in threading.enumerate()))"
+)
+
+RERUN = """async index => {
+  const nb = jupyterapp.shell.currentWidget;
+  nb.content.activeCellIndex = index;
+  await jupyterapp.commands.execute('notebook:run-cell');
+}"""
+
+
+def exercise(page: Any, site: tuple[str, str], name: str) -> str:
+    """Open, run, drag, type, run again. Returns one line of measurements."""
+    open_notebook(page, *site, name)
+    run_all(page)
+    assert page.evaluate(TROUBLE) == [], "a cell shows an error or writes to stderr"
+    panel = page.locator(".fl-root").first
+    panel.wait_for(timeout=30_000)
+    panel.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)  # the first drawing, and the names of the handles
+    panel.evaluate(PROBE)
+    assert page.evaluate("() => probe.data().length") > 20, "the picture is blank"
+    while_another_cell_runs(page, panel)
+    latency = key_latency(page, panel)
+    fps = frames_per_second(page, panel)
+    models, threads = ten_reruns(page, panel)
+    assert page.problems == []
+    return (
+        f"{name}: slider to first new frame {statistics.median(latency):.0f} ms median, "
+        f"{sorted(latency)[int(0.95 * (len(latency) - 1))]:.0f} ms p95 of {len(latency)}; "
+        f"{fps}; after ten re-runs {models} models, {threads} threads, no growth"
+    )
+
+
+def sliders(panel: Any) -> list[Any]:
+    """Handles of the sliders that can be moved, in order."""
+    found = panel.locator(".widget-slider:not(.fl-gone):not(.fl-off) .noUi-handle").all()
+    assert found, "the panel has no slider"
+    return [h for h in found if h.is_visible()]
+
+
+def while_another_cell_runs(page: Any, panel: Any) -> None:
+    """A drag by mouse and an arrow key change data and pixels although the kernel is busy."""
+    handles = sliders(panel)
+    page.evaluate(WORK, BUSY.format(12))
+    page.wait_for_function("() => probe.busy === true")
+    changes(page, panel, lambda: drag(page, handles[0]), "the mouse")
+    changes(page, panel, lambda: nudge(page, handles[min(1, len(handles) - 1)]), "the keyboard")
+    page.wait_for_function("() => probe.busy === false", timeout=30_000)
+
+
+def changes(page: Any, panel: Any, move: Any, who: str) -> None:
+    picture = panel.locator("svg:has(path.line)").first
+    if not picture.count():
+        picture = panel.locator(".fl-part svg").first
+    data, pixels = page.evaluate("() => probe.data()"), picture.screenshot()
+    move()
+    page.wait_for_function("d => probe.data() !== d", arg=data, timeout=4000)
+    assert page.evaluate("() => probe.busy") is True, f"{who}: the frame came after the other cell"
+    page.wait_for_timeout(400)
+    assert picture.screenshot() != pixels, f"{who}: the data changed, the pixels did not"
+    assert page.evaluate("() => probe.busy") is True
+
+
+def drag(page: Any, handle: Any, steps: int = 8) -> None:
+    """By mouse, to the side where there is more room."""
+    box = handle.bounding_box()
+    track = handle.locator("xpath=ancestor::*[contains(@class,'noUi-base')]").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    goal = track["x"] + track["width"] * (0.1 if x > track["x"] + track["width"] / 2 else 0.9)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for i in range(1, steps + 1):
+        page.mouse.move(x + (goal - x) * i / steps, y)
+        page.wait_for_timeout(30)
+    page.mouse.up()
+
+
+def nudge(page: Any, handle: Any) -> None:
+    """By keyboard, away from the end of the track."""
+    handle.focus()
+    now, top = (float(handle.get_attribute(f"aria-value{k}")) for k in ("now", "max"))
+    page.keyboard.press("ArrowLeft" if now >= top else "ArrowRight")
+
+
+def key_latency(page: Any, panel: Any, n: int = 20) -> list[float]:
+    """Milliseconds from a key press to the first new frame in the document."""
+    handle = sliders(panel)[0]
+    handle.focus()
+    now, top = (float(handle.get_attribute(f"aria-value{k}")) for k in ("now", "max"))
+    keys = ("ArrowLeft", "ArrowRight") if now >= top else ("ArrowRight", "ArrowLeft")
+    page.evaluate("() => { probe.first = []; probe.inputs = []; }")
+    for i in range(n):
+        page.keyboard.press(keys[i % 2])
+        page.wait_for_function("n => probe.first.length >= n", arg=i + 1, timeout=5000)
+        page.wait_for_timeout(150)
+    return [float(v) for v in page.evaluate("() => probe.first")]
+
+
+def frames_per_second(page: Any, panel: Any) -> str:
+    """During a run by the Run button, if there is one."""
+    if not panel.locator(".fl-buttons").count():
+        return "no rounds"
+    run = panel.get_by_role("button", name="Run")
+    run.wait_for(timeout=60_000)  # it says Pause as long as the last run goes on
+    page.evaluate("() => { probe.frames = []; }")
+    run.click()
+    page.wait_for_function("() => probe.frames.length > 3", timeout=10_000)
+    run.wait_for(timeout=60_000)
+    times = page.evaluate("() => probe.frames.filter((t, i, all) => !i || t - all[i - 1] > 4)")
+    return f"{(len(times) - 1) / (times[-1] - times[0]) * 1000:.1f} frames a second"
+
+
+def ten_reruns(page: Any, panel: Any) -> tuple[int, int]:
+    """The panel's cell ten times more: one output, no more models or threads than at first."""
+    index = panel.evaluate(
+        """root => jupyterapp.shell.currentWidget.content.widgets
+             .findIndex(c => c.node.contains(root))"""
+    )
+    cell = page.locator(".jp-Notebook .jp-Cell").nth(index)
+    roots, outputs = cell.locator(".fl-root").count(), cell.locator(".jp-OutputArea-child").count()
+    models, threads = map(int, in_kernel(page, COUNT).split())
+    for _ in range(10):
+        page.evaluate(RERUN, index)
+    cell.locator(".fl-root").first.wait_for()
+    page.wait_for_timeout(500)
+    now_models, now_threads = map(int, in_kernel(page, COUNT).split())
+    assert now_models == models, f"{models} widget models before ten re-runs, {now_models} after"
+    assert now_threads <= threads, f"{threads} threads before ten re-runs, {now_threads} after"
+    assert cell.locator(".fl-root").count() == roots
+    assert cell.locator(".jp-OutputArea-child").count() == outputs
+    assert page.evaluate(TROUBLE) == []
+    return now_models, now_threads
+
+
+def screenshots(page: Any, name: str) -> None:
+    """Light and dark, of every panel, into the folder that SHOTS names."""
+    if not os.environ.get("SHOTS"):
+        return
+    folder = Path(os.environ["SHOTS"])
+    folder.mkdir(parents=True, exist_ok=True)
+    for theme in ("Light", "Dark"):
+        page.evaluate(
+            "t => jupyterapp.commands.execute('apputils:change-theme', { theme: t })",
+            f"JupyterLab {theme}",
+        )
+        page.wait_for_timeout(800)
+        for i, panel in enumerate(page.locator(".fl-root").all()):
+            panel.scroll_into_view_if_needed()
+            page.wait_for_timeout(300)
+            panel.screenshot(path=folder / f"{Path(name).stem}-{i}-{theme.lower()}.png")

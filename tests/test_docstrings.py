@@ -1,0 +1,97 @@
+"""Everything public says what it is and shows itself once; the examples are run elsewhere.
+
+(`pytest --doctest-modules fedlearn` runs them.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import fedlearn
+
+RECORDS = (tuple, Warning, Exception, int)  # named tuples, errors, enumerations: fields, no example
+OPTIONAL = {"flwr", "ipywidgets", "anywidget"}
+
+
+def modules():
+    yield fedlearn
+    for found in pkgutil.walk_packages(fedlearn.__path__, "fedlearn."):
+        try:
+            yield importlib.import_module(found.name)
+        except ModuleNotFoundError as e:  # an extra that isn't installed
+            if (e.name or "").split(".")[0] not in OPTIONAL:
+                raise
+
+
+def public():
+    """(name, object) of every public function, class and method defined in the package."""
+    for module in modules():
+        for name, thing in vars(module).items():
+            if name.startswith("_") or getattr(thing, "__module__", "") != module.__name__:
+                continue
+            if inspect.isfunction(thing) or inspect.isclass(thing):
+                yield f"{module.__name__}.{name}", thing
+            if inspect.isclass(thing):
+                for method, f in vars(thing).items():
+                    if inspect.isfunction(f) and not method.startswith("_"):
+                        yield f"{module.__name__}.{name}.{method}", f
+
+
+PUBLIC = dict(public())
+FUNCTIONS = {k: f for k, f in PUBLIC.items() if inspect.isfunction(f) and "<lambda>" not in str(f)}
+TOP = {k: f for k, f in FUNCTIONS.items() if f.__qualname__ == f.__name__}
+
+
+def test_there_is_something_to_look_at():
+    assert {"fedlearn.federate.federate", "fedlearn.federate.Simulated.run"} <= set(PUBLIC)
+    assert len(TOP) > 25
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_it_says_what_it_is(name):
+    first = (inspect.getdoc(PUBLIC[name]) or "").split("\n")[0]
+    assert len(first) > 10, f"{name} needs a docstring"
+
+
+def has_example(thing) -> bool:
+    doc = thing.__doc__ or ""
+    return "Example:" in doc and ">>>" in doc.split("Example:")[1]
+
+
+@pytest.mark.parametrize("name", TOP)
+def test_functions_show_an_example(name):
+    assert has_example(TOP[name]), f"{name} needs 'Example:' with a >>> line"
+
+
+def is_record(thing) -> bool:
+    """Fields and no behaviour: named tuples, errors, enumerations, protocols, bare dataclasses."""
+    if issubclass(thing, RECORDS) or getattr(thing, "_is_protocol", False):
+        return True
+    methods = [m for m, f in vars(thing).items() if inspect.isfunction(f) and m[0] != "_"]
+    return dataclasses.is_dataclass(thing) and not methods
+
+
+CLASSES = {k: c for k, c in PUBLIC.items() if inspect.isclass(c) and not is_record(c)}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes_show_an_example(name):
+    """In their own docstring or in a method's."""
+    assert has_example(CLASSES[name]) or any(map(has_example, vars(CLASSES[name]).values()))
+
+
+@pytest.mark.parametrize("name", TOP)
+def test_arguments_are_described(name):
+    """A docstring with an Args section names every argument, and no other."""
+    doc = inspect.getdoc(TOP[name]) or ""
+    if "Args:" not in doc:
+        return
+    section = doc.split("Args:\n")[1].split("\n\n")[0]
+    lines = [x for x in section.split("\n") if x.startswith("    ") and not x.startswith("     ")]
+    said = {x.split(":")[0].strip().lstrip("*") for x in lines}
+    assert said == set(inspect.signature(TOP[name]).parameters)
