@@ -16,6 +16,7 @@ that of the medians.
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import resource
 import statistics
@@ -46,7 +47,7 @@ def mnist_shaped() -> tuple[torch.Tensor, torch.Tensor]:
 
 def network(*dims: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for i, o in zip(dims, dims[1:], strict=False):
+    for i, o in itertools.pairwise(dims):
         layers += [nn.Linear(i, o), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -206,17 +207,17 @@ def main() -> None:
     ]
     print("\n".join(lines), flush=True)
     for name, against, theirs, mine, target in rows(rounds):
-        lines.append(
-            f"| {name} | {against} | {theirs:.1f} | {mine:.2f} | **{theirs / mine:.1f}** | {target} |"
-        )
+        ratio = f"**{theirs / mine:.1f}**"
+        lines.append(f"| {name} | {against} | {theirs:.1f} | {mine:.2f} | {ratio} | {target} |")
         print(lines[-1], flush=True)
-    base, ours_s = seconds_to("import torch"), seconds_to("import torch, fedlearn")
+    base, both = seconds_to("import torch"), seconds_to("import torch, fedlearn")
+    alone, workload = peak_mb_of(IMPORT), peak_mb_of(WORKLOAD)
     extra = [
-        f"`import torch` {base:.2f} s, with `import fedlearn` {ours_s:.2f} s: "
-        f"{ours_s - base:+.2f} s (target < 0.5 s).",
-        f"Peak memory of ten rounds of the 2NN workload, 188 MB of data included, beyond what "
-        f"`import torch` takes: {peak_mb_of(WORKLOAD) - peak_mb_of(IMPORT):.0f} MB (target < 600 MB; "
-        f"`import torch` alone {peak_mb_of(IMPORT):.0f} MB in this build).",
+        f"`import torch` {base:.2f} s, with `import fedlearn` {both:.2f} s: {both - base:+.2f} s "
+        "(target < 0.5 s).",
+        f"Peak memory of ten rounds of the 2NN workload, its 188 MB of data included: "
+        f"{workload - alone:.0f} MB (target < 600 MB) beyond the {alone:.0f} MB that "
+        "`import torch, fedlearn` takes in this build.",
     ]
     print("\n" + "\n".join(extra))
     write(lines, extra)
@@ -224,8 +225,8 @@ def main() -> None:
 
 def write(lines: list[str], extra: list[str]) -> None:
     head = (
-        "# Speed\n\nMade by `python benchmarks/speed.py`, on one thread, the contestants of a row taking "
-        f"turns (torch {torch.__version__.split('+')[0]}, Python {sys.version.split()[0]}). "
+        "# Speed\n\nMade by `python benchmarks/speed.py`, on one thread, the contestants of a row "
+        f"taking turns (torch {torch.__version__.split('+')[0]}, Python {sys.version.split()[0]}). "
         "FedAvg, B = 10, E = 1.\n\n"
     )
     target = Path(__file__).with_suffix(".md")

@@ -1,7 +1,7 @@
 """Static figures: (axes, history) -> artists. Matplotlib; the live ones are in ``panels``.
 
-One look for the whole course: this run blue and solid, the last run grey and dashed, all data in one
-place black and dotted, clients in the Okabe-Ito order; no difference by colour alone.
+One look for the whole course: this run blue and solid, the last run grey and dashed, all data in
+one place black and dotted, clients in the Okabe-Ito order; no difference by colour alone.
 """
 
 from __future__ import annotations

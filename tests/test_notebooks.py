@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
@@ -56,7 +57,7 @@ def execute(path: Path, folder: Path) -> tuple[nbformat.NotebookNode, float]:
     nb = nbformat.read(path, as_version=4)
     started = time.perf_counter()
     client = NotebookClient(nb, timeout=LIMIT_S, resources={"metadata": {"path": str(folder)}})
-    client.execute(env=env, cwd=str(folder))
+    asyncio.run(client.async_execute(env=env, cwd=str(folder)))  # execute() leaves a loop open
     return nb, time.perf_counter() - started
 
 

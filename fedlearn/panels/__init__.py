@@ -9,8 +9,9 @@ from . import controls
 from .engine import Engine, Past, Snapshot
 from .explorable import Explorable
 from .panel import Panel
-from .parts import Curve, Dots, Holdings, Part, Plane, Readout
+from .parts import Curve, Dots, Holdings, Part, Plane
 from .study import Settings, code, frames
+from .words import Readout
 
 __all__ = [
     "Curve",

@@ -12,9 +12,10 @@ import ipywidgets as W
 from . import kernel, static
 from .controls import has_value
 from .engine import Engine, Frame, Snapshot
-from .parts import Part, Readout, Status
+from .parts import Part
 from .save import claim, fill, table
 from .scales import words
+from .words import Readout, Status
 
 
 class Explorable:

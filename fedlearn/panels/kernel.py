@@ -7,16 +7,9 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import ipywidgets as W
-
-
-class Closable(Protocol):
-    """Anything with ``close()``."""
-
-    def close(self) -> None:
-        """End it."""
 
 
 def tree(widget: W.Widget) -> Iterator[W.Widget]:
@@ -79,7 +72,7 @@ _LIVE: dict[str, tuple[str, list[weakref.ref[Any]]]] = {}
 _lock = threading.Lock()
 
 
-def replace_older(panel: Closable) -> None:
+def replace_older(panel: Any) -> None:
     """Close the panels that an older execution of the running cell made; remember this one.
 
     Example:

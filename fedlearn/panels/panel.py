@@ -221,13 +221,14 @@ def _numbers(s: Snapshot) -> list[str]:
     if accuracy is not None and len(accuracy):
         said.append(f"accuracy {accuracy[-1]:.3f}")
     if sent is not None and len(sent):
-        said.append(f"{sent[-1] / 1e6:.1f} MB sent")
+        mega = sent[-1] >= 1e5
+        said.append(f"{sent[-1] / 1e6:.1f} MB sent" if mega else f"{sent[-1] / 1e3:.0f} kB sent")
     return said
 
 
 def _part(name: str, x: str) -> Part:
     if name == "loss":
-        return Curve("loss", title="test loss", x=x, log=True)
+        return Curve("loss", title="test loss (log scale)", x=x, log=True)
     if name == "accuracy":
         return Curve("accuracy", title="test accuracy", x=x, ylim=(0, 1), legend="bottom")
     return Holdings() if name == "holdings" else Dots()

@@ -6,7 +6,7 @@ draws the same with Matplotlib for places without a kernel. A part can be displa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,8 +21,13 @@ from .scales import changed, linear_range, log_range
 _WEB = Path(__file__).with_name("web")
 
 
-def _script(name: str) -> str:
-    """The JavaScript of a part, as text (a path would be watched): the helpers and its own."""
+def script(name: str) -> str:
+    """The JavaScript of a part, as text (a path would be watched): the helpers and its own.
+
+    Example:
+        >>> "export default" in script("curve")
+        True
+    """
     both = [(_WEB / f"{n}.js").read_text(encoding="utf-8") for n in ("common", name)]
     return "\n".join(both)
 
@@ -32,7 +37,12 @@ def _bytes(values: Any) -> bytes:
 
 
 class Part(anywidget.AnyWidget):
-    """Base of all parts: a title, a spoken label, and the number of the run it shows."""
+    """Base of all parts: a title, a spoken label, and the number of the run it shows.
+
+    Example:
+        >>> Part(title="test loss").title
+        'test loss'
+    """
 
     _css = (_WEB / "style.css").read_text(encoding="utf-8")
     title = T.Unicode("").tag(sync=True)
@@ -71,7 +81,7 @@ class Curve(Part):
         (2, [0.0, 2.0])
     """
 
-    _esm = _script("curve")
+    _esm = script("curve")
     lines: Any = T.List().tag(sync=True)
     x = T.Bytes(b"").tag(sync=True)
     y = T.Bytes(b"").tag(sync=True)
@@ -200,7 +210,7 @@ class Holdings(Part):
         (3, ['0', '1', '2'])
     """
 
-    _esm = _script("holdings")
+    _esm = script("holdings")
     counts = T.Bytes(b"").tag(sync=True)
     clients = T.Int(0).tag(sync=True)
     names: Any = T.List().tag(sync=True)
@@ -246,7 +256,7 @@ class Dots(Part):
         'clients: accuracy of 2 clients, mean 0.65, worst client 1 with 0.40'
     """
 
-    _esm = _script("dots")
+    _esm = script("dots")
     values = T.Bytes(b"").tag(sync=True)
     drift = T.Unicode("").tag(sync=True)
     xlabel = T.Unicode("").tag(sync=True)
@@ -272,41 +282,12 @@ class Dots(Part):
             if np.isfinite(self.each).any():
                 k = int(np.nanargmin(self.each))
                 self.label = (
-                    f"{self.title}: accuracy of {len(self.each)} clients, mean {np.nanmean(self.each):.2f}, "
-                    f"worst client {k} with {self.each[k]:.2f}"
+                    f"{self.title}: accuracy of {len(self.each)} clients, "
+                    f"mean {np.nanmean(self.each):.2f}, worst client {k} with {self.each[k]:.2f}"
                 )
 
     def paint(self, axes: Any) -> None:
         static.dots(axes, self)
-
-
-class Readout(Part):
-    """Round 37/100, the progress bar, and a few numbers in words.
-
-    Args:
-        items: Snapshot -> the words, e.g. ``["accuracy 0.91"]``.
-
-    Example:
-        >>> from fedlearn.panels import Engine
-        >>> readout = Readout(lambda s: [f"{len(s.columns['loss'])} losses"])
-        >>> readout.show(Engine(lambda: [{"loss": 1.0}], {}, rounds=9).compute())
-        >>> readout.round, readout.rounds, readout.items
-        (0, 9, ['1 losses'])
-    """
-
-    _esm = _script("readout")
-    round = T.Int(0).tag(sync=True)
-    rounds = T.Int(1).tag(sync=True)
-    items: Any = T.List().tag(sync=True)
-
-    def __init__(self, items: Callable[[Snapshot], list[str]] = lambda snapshot: []):
-        super().__init__(title="progress")
-        self._items = items
-
-    def show(self, snapshot: Snapshot) -> None:
-        with self.hold_sync():
-            self.gen, self.rounds, self.round = snapshot.gen, snapshot.rounds, snapshot.round
-            self.items = self._items(snapshot)
 
 
 class Plane(Part):
@@ -331,7 +312,7 @@ class Plane(Part):
         'plane: optimum at (0, 1)'
     """
 
-    _esm = _script("plane")
+    _esm = script("plane")
     scene = T.Dict().tag(sync=True)
     xlim = T.List([-1.0, 1.0]).tag(sync=True)
     ylim = T.List([-1.0, 1.0]).tag(sync=True)
@@ -369,20 +350,6 @@ class Plane(Part):
 
     def paint(self, axes: Any) -> None:
         static.plane(axes, self)
-
-
-class Status(Part):
-    """Errors in words, what was saved, the code; and it gives slider handles their names."""
-
-    _esm = _script("status")
-    error = T.Unicode("").tag(sync=True)
-    news = T.Unicode("").tag(sync=True)
-    said = T.Unicode("").tag(sync=True)
-    code = T.Unicode("").tag(sync=True)
-
-    def show(self, snapshot: Snapshot) -> None:
-        with self.hold_sync():
-            self.gen, self.error = snapshot.gen, snapshot.error
 
 
 def _plain(v: Any) -> Any:

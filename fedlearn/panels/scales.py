@@ -39,12 +39,25 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     Example:
         >>> changed({"alpha": 100.0, "epochs": 5}, {"alpha": 0.1, "epochs": 5})
         ' (α = 100)'
+        >>> changed({"partition": "iid", "alpha": 1.0}, {"partition": "shards", "alpha": 0.1})
+        ' (iid)'
     """
-    other = [k for k, v in before.items() if now.get(k) != v]
-    if set(other) == {"clients", "cohort"} and before["clients"] == before["cohort"]:
-        other = ["clients"]  # everybody takes part, before and now
-    said = [f"{SHORT.get(k, k)} = {words(before[k])}" for k in other]
-    return f" ({', '.join(said)})" if 0 < len(said) <= 2 else ""
+    other = {k for k, v in before.items() if now.get(k) != v}
+    if "partition" in other:  # the skew of one split says nothing about another
+        other -= {"alpha", "labels_each", "shards_each"}
+    if "method" in other:
+        other -= {"epochs", "batch"}
+    if {"clients", "cohort"} <= other and before["clients"] == before["cohort"]:
+        other -= {"cohort"}  # everybody takes part, before and now
+    said = [
+        words(before[k])
+        if isinstance(before[k], str)
+        else f"{SHORT.get(k, k)} = {words(before[k])}"
+        for k in before
+        if k in other
+    ]
+    text = f" ({', '.join(said)})"
+    return text if said and len(text) <= 24 else ""
 
 
 def round_up(v: float, steps: Sequence[float] = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)) -> float:

@@ -233,7 +233,7 @@ def plane(axes: Any, part: Plane) -> None:
                 p["name"], p["at"], xytext=(8, 5), textcoords="offset points", fontsize=10
             )
     axes.set(xlim=part.xlim, ylim=part.ylim, xlabel=part.xlabel, ylabel=part.ylabel)
-    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_aspect("equal", adjustable="box")
     axes.grid(alpha=0.2)
 
 

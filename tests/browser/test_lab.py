@@ -65,12 +65,12 @@ def test_nothing_is_cut_off_at_any_width(site, page):
                .map(e => e.className + ': ' + e.scrollWidth + ' > ' + e.clientWidth)"""
         )
         cut += panel.evaluate(
-            """root => { const p = root.getBoundingClientRect();
-                 return [...root.querySelectorAll('text, button, span, .widget-label, select')]
-                   .filter(e => { const b = (e.closest('.fl-part') || root).getBoundingClientRect(),
-                                        r = e.getBoundingClientRect();
-                                  return r.width && (r.left < b.left - 1 || r.right > b.right + 1); })
-                   .map(e => e.textContent); }"""
+            """root => [...root.querySelectorAll('text, button, span, .widget-label, select')]
+                 .filter(e => {
+                   const box = (e.closest('.fl-part') || root).getBoundingClientRect();
+                   const r = e.getBoundingClientRect();
+                   return r.width && (r.left < box.left - 1 || r.right > box.right + 1); })
+                 .map(e => e.textContent)"""
         )
         assert cut == [], f"at {width} px"
         sizes = panel.evaluate(

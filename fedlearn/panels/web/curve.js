@@ -61,7 +61,7 @@ function render({ model, el }) {
     drawLegend(lines);
   }
   const ask = painter(draw), stop = sized(p, draw);
-  model.on("change:y change:x change:lines change:ylim change:xmax change:gen", ask);
+  model.on("change", ask); // once a message, when all of it is set
   return () => { ask.stop(); stop(); };
 }
 export default { render };

@@ -49,7 +49,7 @@ function render({ model, el }) {
     Object.assign(p.drawing.dataset, { gen: model.get("gen"), n: order.length });
   }
   const ask = painter(draw), stop = sized(p, draw);
-  model.on("change:values change:drift change:gen", ask);
+  model.on("change", ask); // once a message, when all of it is set
   return () => { ask.stop(); stop(); };
 }
 export default { render };

@@ -55,7 +55,7 @@ function render({ model, el }) {
     Object.assign(p.drawing.dataset, { gen: model.get("gen"), n: N });
   }
   const ask = painter(draw), stop = sized(p, draw);
-  model.on("change:counts change:names change:clients change:note change:gen", ask);
+  model.on("change", ask); // once a message, when all of it is set
   return () => { ask.stop(); stop(); };
 }
 export default { render };

@@ -76,7 +76,7 @@ function render({ model, el }) {
     texts.next({ x: x + spot[0], y: y + spot[1], "text-anchor": spot[2], class: "fl-name" }, q.name);
   }
   const ask = painter(draw), stop = sized(p, draw);
-  model.on("change:scene change:xlim change:ylim change:gen", ask);
+  model.on("change", ask); // once a message, when all of it is set
   return () => { ask.stop(); stop(); };
 }
 export default { render };

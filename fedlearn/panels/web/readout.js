@@ -14,7 +14,7 @@ function render({ model, el }) {
     items.forEach((t, i) => { (numbers.children[i] || html("span", "", numbers)).textContent = t; });
   }
   const ask = painter(draw);
-  model.on("change:round change:rounds change:items", ask);
+  model.on("change", ask); // once a message, when all of it is set
   draw();
   return () => ask.stop();
 }
