@@ -21,6 +21,7 @@ class Use(IntEnum):
     SPLIT = 4  # training and test sets
     NOISE = 5  # noise added by the server
     TOY = 6  # examples of made-up data
+    SKEW = 7  # noise on a client's features
 
 
 def numpy_rng(seed: int, *path: int) -> np.random.Generator:

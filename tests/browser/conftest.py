@@ -8,9 +8,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from lab import browser_page, chromium, lab_server
+from lab import NOTEBOOKS, browser_page, chromium, lab_server
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 MEASURED: list[str] = []
 
 # With FEDLEARN_TEST_FREEZE=1 a drawn line stays as it was first drawn: the tests must then fail.

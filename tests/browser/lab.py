@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 ARGS = [
     "--headless",
     "--no-sandbox",

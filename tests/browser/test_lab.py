@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import NOTEBOOKS
 from exercise import exercise, screenshots, sliders
-from lab import in_kernel, open_notebook, run_all
+from lab import NOTEBOOKS, in_kernel, open_notebook, run_all
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 NAMES = ["scratch.ipynb", *sorted(p.name for p in NOTEBOOKS.glob("*.ipynb"))]

@@ -1,0 +1,357 @@
+"""Measures of heterogeneity: of the data, of the gradients, of the updates, of the models.
+
+Notation: client k of N holds n_k examples, p_k = n_k / n; q_{k,c} is the share of label c among
+them, q_c = Σ_k p_k q_{k,c} its share overall.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model import Task
+
+
+def label_distance(counts: np.ndarray) -> np.ndarray:
+    """Distance of every client's label mix from the overall one: Σ_c |q_{k,c} - q_c|.
+
+    0: the same mix. With C equally frequent labels, a client with m of them has 2 (1 - m/C): 1.6
+    for two labels of ten, 1.8 for one.
+
+    Args:
+        counts: (N, C) examples per client and label, from :func:`fedlearn.partition.counts`.
+
+    Returns:
+        (N,) numbers from 0 to 2.
+
+    Raises:
+        ValueError: If ``counts`` is not (N, C), holds a negative number, or a client has none.
+
+    Example:
+        >>> label_distance(np.eye(10))[:2].round(6)
+        array([1.8, 1.8])
+
+    Reference:
+        Zhao, Li, Lai, Suda, Civin, Chandra, 2018, "Federated learning with non-IID data", §3, who
+        call it the earth mover's distance (of labels with distance 1 between any two, twice that).
+    """
+    q, p = _shares("label_distance", counts)
+    return np.abs(q - p @ q).sum(1)
+
+
+def jensen_shannon(counts: np.ndarray) -> float:
+    """Weighted Jensen-Shannon divergence of the clients' label mixes, in bits.
+
+    JS = H(Σ_k p_k q_k) - Σ_k p_k H(q_k) with H the entropy to base 2: how many bits the label of an
+    example tells about which client holds it. 0: all mixes equal; log2 C: one label each.
+
+    Args:
+        counts: (N, C).
+
+    Returns:
+        Bits, from 0 to log2 min(N, C) at most.
+
+    Raises:
+        ValueError: As for :func:`label_distance`.
+
+    Example:
+        >>> jensen_shannon(np.eye(4)), jensen_shannon(np.ones((4, 4)))
+        (2.0, 0.0)
+
+    Reference:
+        Lin, 1991, "Divergence measures based on the Shannon entropy", eq. 5.1.
+    """
+    q, p = _shares("jensen_shannon", counts)
+    return float(max(_entropy(p @ q) - p @ _entropy(q), 0.0))
+
+
+def effective_classes(counts: np.ndarray) -> np.ndarray:
+    """How many equally frequent labels a client's mix is worth: 1 / Σ_c q_{k,c}².
+
+    Σ_c q² is the chance that two of its examples have the same label; for ``dirichlet_client`` its
+    expectation is (alpha + 1) / (C alpha + 1).
+
+    Args:
+        counts: (N, C).
+
+    Returns:
+        (N,) numbers from 1 to C.
+
+    Raises:
+        ValueError: As for :func:`label_distance`.
+
+    Example:
+        >>> effective_classes(np.array([[5, 5, 0], [9, 0, 0]]))
+        array([2., 1.])
+
+    Reference:
+        Hill, 1973, "Diversity and evenness", the number of order 2 (inverse Simpson index).
+    """
+    q, _ = _shares("effective_classes", counts)
+    return 1.0 / (q**2).sum(1)
+
+
+def gini(sizes: np.ndarray) -> float:
+    """Imbalance of the clients' sizes: G = Σ_i Σ_j |n_i - n_j| / (2 N² mean(n)).
+
+    Args:
+        sizes: (N,) examples of every client.
+
+    Returns:
+        0 for equal sizes, to 1 - 1/N when one client holds everything.
+
+    Raises:
+        ValueError: If a size is negative or all are 0.
+
+    Example:
+        >>> gini([10, 10, 10, 10]), gini([0, 0, 0, 40])
+        (0.0, 0.75)
+
+    Reference:
+        Gini, 1912; the sorted form used here: Sen, 1973, "On economic inequality", §2.
+    """
+    n = np.sort(np.asarray(sizes, float))
+    if len(n) == 0 or n[0] < 0 or n.sum() <= 0:
+        raise ValueError(f"gini: sizes must be >= 0 and not all 0, got {sizes!r}, e.g. [30, 10]")
+    i = np.arange(1, len(n) + 1)
+    return float((2 * i - len(n) - 1) @ n / (len(n) * n.sum()))
+
+
+def client_gradients(
+    task: Task, theta: Tensor, x: Tensor, y: Tensor, parts: list[np.ndarray]
+) -> Tensor:
+    """∇L_k(theta) of every client, over all of its examples.
+
+    Args:
+        task: The model and its loss.
+        theta: (d,).
+        x: (n, ...).
+        y: (n,).
+        parts: N index arrays.
+
+    Returns:
+        (N, d).
+
+    Example:
+        >>> from fedlearn.model import softmax_regression
+        >>> task = softmax_regression(2, 2)
+        >>> x, y = torch.eye(2), torch.tensor([0, 1])
+        >>> client_gradients(task, task.theta0, x, y, [np.array([0]), np.array([1])])[:, 4:]
+        tensor([[-0.5000,  0.5000],
+                [ 0.5000, -0.5000]])
+    """
+    rows = []
+    for own in parts:
+        at = torch.from_numpy(np.asarray(own))
+        mask = torch.ones(1, len(at), dtype=theta.dtype, device=theta.device)
+        rows.append(task.grad(theta[None], x[at][None], y[at][None], mask)[0][0])
+    return torch.stack(rows)
+
+
+class Dissimilarity(NamedTuple):
+    """What :func:`gradient_dissimilarity` returns.
+
+    Attributes:
+        B2: B²(theta) = Σ_k p_k ‖∇L_k‖² / ‖∇L‖²; infinite where the global gradient is 0 and a
+            client's is not.
+        G2: G²(theta) = Σ_k p_k ‖∇L_k - ∇L‖², the variance among the clients' gradients.
+    """
+
+    B2: float
+    G2: float
+
+
+def gradient_dissimilarity(gradients: Tensor, p: Tensor) -> Dissimilarity:
+    """How much the clients' gradients disagree, relative to the global one and absolutely.
+
+    With ∇L = Σ_k p_k ∇L_k:  B² = Σ_k p_k ‖∇L_k‖² / ‖∇L‖²,  G² = Σ_k p_k ‖∇L_k - ∇L‖², tied by
+    Σ_k p_k ‖∇L_k‖² = G² + ‖∇L‖². So B² >= 1, and B² = 1 only if all gradients are equal. Near the
+    optimum ‖∇L‖ goes to 0 and B² to infinity while G² stays: B² can't be bounded there unless the
+    clients share an optimum.
+
+    Args:
+        gradients: (N, d), from :func:`client_gradients`.
+        p: (N,) weights summing to 1.
+
+    Returns:
+        A :class:`Dissimilarity`.
+
+    Raises:
+        ValueError: If the shapes don't fit, or p doesn't sum to 1.
+
+    Example:
+        >>> g = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> gradient_dissimilarity(g, torch.tensor([0.5, 0.5]))
+        Dissimilarity(B2=2.0, G2=0.5)
+
+    Reference:
+        B²: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, 2020, FedProx, Definition 3. G²:
+        Karimireddy et al., 2020, SCAFFOLD, (A1): Σ_k p_k ‖∇L_k‖² <= G² + B² ‖∇L‖², which the
+        identity above meets with B = 1 and G² the largest G²(theta).
+    """
+    _weights("gradient_dissimilarity", gradients, p)
+    g = p @ gradients
+    mean_square, square = float(p @ gradients.square().sum(1)), float(g.square().sum())
+    spread = float(p @ (gradients - g).square().sum(1))
+    if square > 0:
+        return Dissimilarity(mean_square / square, spread)
+    return Dissimilarity(1.0 if mean_square == 0 else float("inf"), spread)
+
+
+class Drift(NamedTuple):
+    """What :func:`drift` returns.
+
+    Attributes:
+        each: (K,) ‖delta_k‖ = ‖theta_k - theta‖, how far every client went.
+        together: ‖Σ_k p_k delta_k‖, how far the server goes.
+        lost: 1 - ‖Σ_k p_k delta_k‖² / Σ_k p_k ‖delta_k‖², the share of the updates (in squared
+            length) that cancels in the mean: 0 if all agree, 1 if the mean is 0.
+    """
+
+    each: Tensor
+    together: float
+    lost: float
+
+
+def drift(deltas: Tensor, p: Tensor) -> Drift:
+    """How far the clients went, and how much of it cancels in the mean.
+
+    Args:
+        deltas: (K, d) updates, ``Round.deltas``.
+        p: (K,) weights summing to 1, ``Round.p``.
+
+    Returns:
+        A :class:`Drift`.
+
+    Raises:
+        ValueError: If the shapes don't fit, or p doesn't sum to 1.
+
+    Example:
+        >>> d = drift(torch.tensor([[3.0, 4.0], [3.0, -4.0]]), torch.tensor([0.5, 0.5]))
+        >>> d.each.tolist(), d.together, round(d.lost, 2)
+        ([5.0, 5.0], 3.0, 0.64)
+
+    Reference:
+        Karimireddy et al., 2020, SCAFFOLD, §3 ("client drift"); ``lost`` is the variance share of
+        the updates.
+    """
+    _weights("drift", deltas, p)
+    each, together = deltas.norm(dim=1), float((p @ deltas).norm())
+    total = float(p @ each.square())
+    return Drift(each, together, 1.0 - together**2 / total if total > 0 else 0.0)
+
+
+def cosines(deltas: Tensor, p: Tensor) -> Tensor:
+    """Cosine of every client's update to the weighted mean; 0 where one of them is 0.
+
+    Args:
+        deltas: (K, d).
+        p: (K,) weights summing to 1.
+
+    Returns:
+        (K,) from -1 to 1.
+
+    Raises:
+        ValueError: If the shapes don't fit, or p doesn't sum to 1.
+
+    Example:
+        >>> cosines(torch.tensor([[3.0, 4.0], [3.0, -4.0]]), torch.tensor([0.5, 0.5]))
+        tensor([0.6000, 0.6000])
+    """
+    _weights("cosines", deltas, p)
+    mean = p @ deltas
+    length = deltas.norm(dim=1) * mean.norm()
+    return torch.where(
+        length > 0, deltas @ mean / length.clamp(min=1e-30), torch.zeros_like(length)
+    )
+
+
+def weight_divergence(theta: Tensor, reference: Tensor) -> float:
+    """Distance from the centrally trained model: ‖theta - reference‖ / ‖reference‖.
+
+    Args:
+        theta: (d,) federated parameters.
+        reference: (d,) those of the same recipe with all data in one place.
+
+    Returns:
+        A number >= 0.
+
+    Raises:
+        ValueError: If the shapes differ or the reference is 0.
+
+    Example:
+        >>> weight_divergence(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0]))
+        1.25
+
+    Reference:
+        Zhao et al., 2018, eq. 2.
+    """
+    if theta.shape != reference.shape or float(reference.norm()) == 0:
+        raise ValueError(
+            f"weight_divergence: needs two vectors (d,), the reference not 0, got shapes "
+            f"{tuple(theta.shape)} and {tuple(reference.shape)}, norm {float(reference.norm()):.3g}"
+        )
+    return float((theta - reference).norm() / reference.norm())
+
+
+def client_metrics(
+    task: Task, theta: Tensor, x: Tensor, y: Tensor, parts: list[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Loss and accuracy of one model on every client's own examples.
+
+    Args:
+        task: The model and its loss.
+        theta: (d,).
+        x: (n, ...).
+        y: (n,).
+        parts: N index arrays.
+
+    Returns:
+        {"loss": (N,), "accuracy": (N,)}; no accuracy for regression. Their spread is
+        ``result["accuracy"].std()``, the worst client ``.min()``.
+
+    Example:
+        >>> from fedlearn.model import softmax_regression
+        >>> task = softmax_regression(2, 2)
+        >>> y = torch.tensor([0, 1])
+        >>> m = client_metrics(task, task.theta0, torch.eye(2), y, [np.array([0]), np.array([1])])
+        >>> m["accuracy"]
+        array([1., 0.])
+    """
+    sizes = np.array([len(own) for own in parts])
+    rows, owner = np.concatenate(parts), np.repeat(np.arange(len(parts)), sizes)
+    with torch.no_grad():
+        scores = torch.cat([task.predict(theta, part) for part in x.split(10_000)])
+        per_example = {"loss": task.loss(scores, y)}
+        if not y.is_floating_point():
+            per_example["accuracy"] = (scores.argmax(-1) == y).float()
+    return {
+        name: np.bincount(owner, weights=v.cpu().numpy()[rows], minlength=len(sizes)) / sizes
+        for name, v in per_example.items()
+    }
+
+
+def _shares(name: str, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """q (N, C), p (N,)."""
+    n = np.asarray(counts, float)
+    if n.ndim != 2 or (n < 0).any() or (n.sum(1) == 0).any():
+        raise ValueError(
+            f"{name}: counts must be (N, C), >= 0, with no empty client, got shape {n.shape}, "
+            f"e.g. partition.counts(parts, labels, classes)"
+        )
+    return n / n.sum(1, keepdims=True), n.sum(1) / n.sum()
+
+
+def _entropy(q: np.ndarray) -> np.ndarray:
+    return -(q * np.log2(np.where(q > 0, q, 1.0))).sum(-1)
+
+
+def _weights(name: str, rows: Tensor, p: Tensor) -> None:
+    if rows.dim() != 2 or p.shape != rows.shape[:1] or abs(float(p.sum()) - 1) > 1e-4:
+        raise ValueError(
+            f"{name}: needs rows (K, d) and weights p (K,) that sum to 1, got shapes "
+            f"{tuple(rows.shape)} and {tuple(p.shape)}, sum {float(p.sum()):.4g}, e.g. n / n.sum()"
+        )

@@ -1,0 +1,188 @@
+"""What a partition is, how it is checked, summarised, saved and loaded again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+class Parts(list[np.ndarray]):
+    """One sorted index array per client, and ``note``: what the partitioner had to do, if anything.
+
+    Example:
+        >>> parts = Parts([np.array([0, 2]), np.array([1])])
+        >>> len(parts), parts.note
+        (2, '')
+    """
+
+    def __init__(self, arrays: list[np.ndarray], note: str = ""):
+        super().__init__(np.sort(np.asarray(a, dtype=np.int64)) for a in arrays)
+        self.note = note
+
+
+def counts(parts: list[np.ndarray], labels: np.ndarray, classes: int) -> np.ndarray:
+    """How many examples of each label every client holds: the picture "who holds what".
+
+    Args:
+        parts: N index arrays.
+        labels: (n,) integer class of each example.
+        classes: C.
+
+    Returns:
+        (N, C) integers.
+
+    Raises:
+        ValueError: If a label lies outside 0..C-1.
+
+    Example:
+        >>> counts([np.array([0, 1]), np.array([2])], np.array([0, 1, 1]), 2)
+        array([[1, 1],
+               [0, 1]])
+    """
+    labels = np.asarray(labels)
+    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(
+            f"counts: labels must be 0..{classes - 1}, got {labels.min()}..{labels.max()}, "
+            f"e.g. classes={int(labels.max()) + 1}"
+        )
+    return np.stack([np.bincount(labels[p], minlength=classes) for p in parts])
+
+
+def summary(parts: list[np.ndarray], labels: np.ndarray, classes: int) -> str:
+    """The partition as a table in plain text: sizes, number of labels, most frequent label.
+
+    Args:
+        parts: N index arrays.
+        labels: (n,) integer class of each example.
+        classes: C.
+
+    Returns:
+        A header, a line a client, and a last line for all of them.
+
+    Raises:
+        ValueError: If a label lies outside 0..C-1.
+
+    Example:
+        >>> print(summary([np.array([0, 1, 2]), np.array([3])], np.array([0, 0, 1, 1]), 2))
+        client  examples  labels  most frequent
+             0         3       2    0 (67 %)
+             1         1       1    1 (100 %)
+           all         4       2    0 (50 %)
+    """
+    held = counts(parts, labels, classes)
+    lines = ["client  examples  labels  most frequent"]
+    for name, row in [*enumerate(held), ("all", held.sum(0))]:
+        top = int(row.argmax())
+        share = f"{top} ({row[top] / max(row.sum(), 1):.0%})".replace("%", " %")
+        lines.append(f"{name:>6}  {row.sum():8}  {(row > 0).sum():6}    {share}")
+    return "\n".join(lines)
+
+
+def save(parts: list[np.ndarray], path: str | Path) -> Path:
+    """Write a partition as JSON, to a temporary name first: a file is there whole or not at all.
+
+    Args:
+        parts: N index arrays.
+        path: Where to; replaced if it exists.
+
+    Returns:
+        The path.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     load(save(Parts([np.array([1, 2]), np.array([0])], "a note"), f"{folder}/p.json"))
+        [array([1, 2]), array([0])]
+    """
+    path = Path(path)
+    whole = {"note": getattr(parts, "note", ""), "parts": [np.asarray(p).tolist() for p in parts]}
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(whole), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def load(path: str | Path) -> Parts:
+    """Read a partition that :func:`save` wrote.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        N index arrays, with their note.
+
+    Raises:
+        ValueError: If the file is no saved partition.
+        FileNotFoundError: If there is none.
+
+    Example:
+        >>> load("nowhere.json")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: ...
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        whole = json.loads(text)
+        return Parts([np.array(p, dtype=np.int64) for p in whole["parts"]], whole["note"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(
+            f"partition.load: needs a file that partition.save wrote, got {Path(path).name} "
+            f"({type(e).__name__}), e.g. partition.save(parts, 'parts.json')"
+        ) from e
+
+
+def _top_up(owner: np.ndarray, n_clients: int, rng: np.random.Generator, min_size: int) -> Parts:
+    """Move examples, one at a time, from the largest client to those below ``min_size``."""
+    sizes = np.bincount(owner, minlength=n_clients)
+    poor = np.flatnonzero(sizes < min_size)
+    for k in poor:
+        while sizes[k] < min_size:
+            rich = int(sizes.argmax())
+            i = rng.choice(np.flatnonzero(owner == rich))
+            owner[i] = k
+            sizes[rich] -= 1
+            sizes[k] += 1
+    note = f"{len(poor)} of {n_clients} clients topped up to {min_size}" if len(poor) else ""
+    order = np.argsort(owner, kind="stable")
+    return Parts(np.split(order, np.cumsum(sizes)[:-1]), note)
+
+
+def _check(name: str, labels: np.ndarray, n_clients: int, each: int = 1) -> np.ndarray:
+    _count(name, "n_clients", n_clients)
+    labels = np.asarray(labels)
+    if labels.ndim != 1:
+        raise ValueError(
+            f"{name}: labels must be one class an example, shape (n,), got shape {labels.shape}, "
+            f"e.g. labels.argmax(1) for one-hot rows"
+        )
+    if n_clients * each > len(labels):
+        example = max(1, len(labels) // max(each, 1) // 2)
+        raise ValueError(
+            f"{name}: {n_clients} clients with at least {each} each need {n_clients * each} "
+            f"examples, got {len(labels)}, e.g. n_clients={example}"
+        )
+    return labels
+
+
+def _classes(name: str, labels: np.ndarray, n_clients: int, each: int = 1) -> np.ndarray:
+    labels = _check(name, labels, n_clients, each)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{name}: splits by label, so labels must be integer classes, got {labels.dtype}; "
+            f"for regression use iid or quantity"
+        )
+    return labels
+
+
+def _count(name: str, argument: str, value: int) -> None:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: {argument} must be an integer >= 1, got {value!r}, e.g. 2")
+
+
+def _positive(name: str, argument: str, value: float) -> None:
+    if not (value > 0 and np.isfinite(value)):
+        raise ValueError(f"{name}: {argument} must be > 0 and finite, got {value!r}, e.g. 0.5")

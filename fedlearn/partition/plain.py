@@ -1,0 +1,195 @@
+"""Splits that need no mix of labels: even, sorted, by count of labels, by size, by attribute."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .base import Parts, _check, _classes, _count, _positive, _top_up
+
+
+def iid(labels: np.ndarray, n_clients: int, rng: np.random.Generator) -> Parts:
+    """Shuffle, then cut into N pieces whose sizes differ by at most one.
+
+    Args:
+        labels: (n,) class of each example.
+        n_clients: N, from 1 to n.
+        rng: Where the shuffle comes from, e.g. ``numpy_rng(seed, Use.PARTITION)``.
+
+    Returns:
+        N index arrays.
+
+    Raises:
+        ValueError: If there are more clients than examples, or fewer than one client.
+
+    Example:
+        >>> from fedlearn.rng import numpy_rng
+        >>> [len(p) for p in iid(np.zeros(10, int), 3, numpy_rng(0))]
+        [4, 3, 3]
+    """
+    labels = _check("iid", labels, n_clients)
+    return Parts(np.array_split(rng.permutation(len(labels)), n_clients))
+
+
+def shards(
+    labels: np.ndarray, n_clients: int, rng: np.random.Generator, per_client: int = 2
+) -> Parts:
+    """Sort by label, cut into N * per_client shards, deal ``per_client`` of them to every client.
+
+    Args:
+        labels: (n,) class of each example.
+        n_clients: N.
+        rng: Source of the deal.
+        per_client: Shards a client gets; 2 in the paper.
+
+    Returns:
+        N index arrays; most clients hold at most ``per_client`` labels.
+
+    Raises:
+        ValueError: If there are more shards than examples.
+
+    Example:
+        >>> from fedlearn.rng import numpy_rng
+        >>> y = np.repeat(np.arange(4), 10)
+        >>> [len(p) for p in shards(y, 4, numpy_rng(0))]
+        [10, 10, 10, 10]
+
+    Reference:
+        McMahan, Moore, Ramage, Hampson, Agüera y Arcas, 2017, "Communication-efficient learning of
+        deep networks from decentralized data", §3 (200 shards of 300, two each).
+    """
+    _count("shards", "per_client", per_client)
+    labels = _classes("shards", labels, n_clients, per_client)
+    order = np.lexsort((rng.permutation(len(labels)), labels))  # ties in random order
+    cut = np.array_split(order, n_clients * per_client)
+    hand = rng.permutation(len(cut)).reshape(n_clients, per_client)
+    return Parts([np.concatenate([cut[s] for s in own]) for own in hand])
+
+
+def labels_per_client(
+    labels: np.ndarray, n_clients: int, rng: np.random.Generator, labels_each: int = 2
+) -> Parts:
+    """Every client holds exactly ``labels_each`` labels; a label's owners share it equally.
+
+    Args:
+        labels: (n,) class of each example.
+        n_clients: N.
+        rng: Source of the draws.
+        labels_each: Labels of one client, from 1 to the number of labels C.
+
+    Returns:
+        N index arrays.
+
+    Raises:
+        ValueError: If N * labels_each < C (a label would have no owner), labels_each > C, or a
+            label has fewer examples than owners.
+
+    Example:
+        >>> from fedlearn.rng import numpy_rng
+        >>> y = np.repeat(np.arange(4), 10)
+        >>> [len(set(y[p])) for p in labels_per_client(y, 4, numpy_rng(0), labels_each=2)]
+        [2, 2, 2, 2]
+
+    Reference:
+        Li, Diao, Chen, He, 2022, NIID-Bench, §IV ("#C = k").
+
+    Differs from the paper: labels are drawn among those with the fewest owners so far, so that no
+    label is left without an owner and sizes stay alike.
+    """
+    labels = _classes("labels_per_client", labels, n_clients)
+    _count("labels_per_client", "labels_each", labels_each)
+    classes = np.unique(labels)
+    C = len(classes)
+    if labels_each > C or n_clients * labels_each < C:
+        raise ValueError(
+            f"labels_per_client: needs labels_each <= C and N * labels_each >= C, so that every "
+            f"label has an owner; got labels_each={labels_each}, N={n_clients}, C={C} labels, "
+            f"e.g. labels_each={min(C, max(1, -(-C // n_clients)))}"
+        )
+    owners: list[list[int]] = [[] for _ in classes]
+    for k in range(n_clients):
+        fewest_first = np.lexsort(np.array([rng.random(C), [len(o) for o in owners]]))
+        for c in fewest_first[:labels_each]:
+            owners[c].append(k)
+    parts: list[list[np.ndarray]] = [[] for _ in range(n_clients)]
+    for c, own in zip(classes, owners, strict=True):
+        at = rng.permutation(np.flatnonzero(labels == c))
+        if len(at) < len(own):
+            raise ValueError(
+                f"labels_per_client: label {c} has {len(at)} examples for {len(own)} owners; use "
+                f"fewer clients or fewer labels each, e.g. n_clients={max(1, n_clients // 2)}"
+            )
+        for k, piece in zip(own, np.array_split(at, len(own)), strict=True):
+            parts[k].append(piece)
+    return Parts([np.concatenate(p) for p in parts])
+
+
+def quantity(labels: np.ndarray, n_clients: int, rng: np.random.Generator, alpha: float) -> Parts:
+    """Same mix of labels everywhere, uneven sizes: the sizes' shares are drawn from Dir_N(alpha).
+
+    Args:
+        labels: (n,) class of each example.
+        n_clients: N.
+        rng: Source of the draws.
+        alpha: Concentration, > 0; small means a few large clients.
+
+    Returns:
+        N index arrays; ``note`` says how many clients had to be topped up to one example.
+
+    Raises:
+        ValueError: If ``alpha`` is not > 0, or there are more clients than examples.
+
+    Example:
+        >>> from fedlearn.rng import numpy_rng
+        >>> sum(len(p) for p in quantity(np.zeros(100, int), 5, numpy_rng(0), alpha=0.5))
+        100
+
+    Reference:
+        Li, Diao, Chen, He, 2022, NIID-Bench, §IV (quantity skew).
+    """
+    labels = _check("quantity", labels, n_clients)
+    _positive("quantity", "alpha", alpha)
+    cuts = np.cumsum(rng.dirichlet(np.full(n_clients, alpha)))[:-1] * len(labels)
+    owner = np.empty(len(labels), dtype=np.int64)
+    owner[rng.permutation(len(labels))] = np.searchsorted(
+        np.rint(cuts), np.arange(len(labels)), side="right"
+    )
+    return _top_up(owner, n_clients, rng, 1)
+
+
+def by_attribute(attribute: np.ndarray, n_clients: int | None = None) -> Parts:
+    """Split by something the data have anyway: the writer, the clinic, the age group.
+
+    With as many clients as values, one client a value. With fewer, the values are sorted and cut
+    into N runs of about equal size; a value is never split.
+
+    Args:
+        attribute: (n,) value of every example.
+        n_clients: N; None for one client a value.
+
+    Returns:
+        N index arrays.
+
+    Raises:
+        ValueError: If there are fewer values than clients.
+
+    Example:
+        >>> by_attribute(np.array(["b", "a", "b", "c"]))
+        [array([1]), array([0, 2]), array([3])]
+
+    Reference:
+        Caldas et al., 2018, "LEAF: a benchmark for federated settings" (writers of FEMNIST).
+    """
+    values, owner = np.unique(np.asarray(attribute), return_inverse=True)
+    N = len(values) if n_clients is None else n_clients
+    _count("by_attribute", "n_clients", N)
+    if N > len(values):
+        raise ValueError(
+            f"by_attribute: {N} clients need as many values, got {len(values)}, "
+            f"e.g. n_clients={len(values)}"
+        )
+    ends = np.cumsum(np.bincount(owner))
+    cuts = np.searchsorted(ends, len(owner) * np.arange(1, N) / N) + 1
+    at_least = np.maximum.accumulate(cuts - np.arange(N - 1)) + np.arange(N - 1)  # no empty run
+    cuts = np.minimum(at_least, len(values) - N + 1 + np.arange(N - 1))
+    group = np.searchsorted(cuts, owner, side="right")
+    return Parts([np.flatnonzero(group == k) for k in range(N)])

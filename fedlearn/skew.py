@@ -1,0 +1,174 @@
+"""Feature skew and concept shift: every client sees, or names, things in its own way.
+
+A partition decides who holds what; these functions then change the examples of each client. Each
+takes one number a client and returns changed copies: (x, parts, amount (N,)) -> x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .rng import Use, numpy_rng
+
+
+def rotate(
+    x: Tensor, parts: list[np.ndarray], degrees: Sequence[float], shape: tuple[int, ...]
+) -> Tensor:
+    """Turn client k's pictures by ``degrees[k]``, counter-clockwise, filling with 0.
+
+    Args:
+        x: (n, features) pictures lying flat.
+        parts: N index arrays.
+        degrees: (N,) angles.
+        shape: Of one picture, ``Dataset.shape``.
+
+    Returns:
+        (n, features), a copy.
+
+    Raises:
+        ValueError: If there is no picture, or not one finite number a client.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0, 0.0, 0.0]])  # a picture of 2x2, its top left is 1
+        >>> rotate(x, [np.array([0])], [90.0], (2, 2))
+        tensor([[0., 0., 1., 0.]])
+
+    Reference:
+        Hsieh, Phanishayee, Mutlu, Gibbons, 2020, "The non-IID data quagmire of decentralized
+        machine learning", §2, for feature skew; rotation as in Ghosh et al., 2020 (IFCA), §6.
+    """
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    if len(shape) < 2:
+        raise ValueError(
+            f"rotate: needs pictures, got examples of shape {shape}, e.g. data.load('digits')"
+        )
+
+    def turn(own: Tensor, angle: float) -> Tensor:
+        pictures = own.unflatten(1, shape if len(shape) == 3 else (1, *shape))
+        turned = functional.rotate(pictures, angle, interpolation=InterpolationMode.BILINEAR)
+        return turned.flatten(1)
+
+    return _each("rotate", x, parts, degrees, turn)
+
+
+def add_noise(x: Tensor, parts: list[np.ndarray], std: Sequence[float], seed: int = 0) -> Tensor:
+    """Add Gaussian noise of standard deviation ``std[k]`` to client k's features; clip to [0, 1].
+
+    Args:
+        x: (n, features) in [0, 1].
+        parts: N index arrays.
+        std: (N,) standard deviations, >= 0.
+        seed: The draw of client k depends on (seed, k) alone.
+
+    Returns:
+        (n, features), a copy.
+
+    Raises:
+        ValueError: If a number is negative, or there isn't one finite number a client.
+
+    Example:
+        >>> x = torch.full((2, 3), 0.5)
+        >>> add_noise(x, [np.array([0]), np.array([1])], [0.0, 0.2])[0]
+        tensor([0.5000, 0.5000, 0.5000])
+
+    Reference:
+        Li, Diao, Chen, He, 2022, NIID-Bench, §IV-B: client k gets noise of variance sigma * k / N.
+    """
+    if any(s < 0 for s in std):
+        raise ValueError(f"add_noise: std must be >= 0, got {min(std)}, e.g. [0.0, 0.1]")
+    draws = iter(numpy_rng(seed, Use.SKEW, k) for k in range(len(parts)))
+
+    def blur(own: Tensor, s: float) -> Tensor:
+        noise = torch.from_numpy(next(draws).standard_normal(own.shape)).to(own)
+        return (own + s * noise).clamp(0, 1)
+
+    return _each("add_noise", x, parts, std, blur)
+
+
+def brighten(x: Tensor, parts: list[np.ndarray], factor: Sequence[float]) -> Tensor:
+    """Multiply client k's features by ``factor[k]`` and clip to [0, 1].
+
+    Args:
+        x: (n, features) in [0, 1].
+        parts: N index arrays.
+        factor: (N,) factors, >= 0; 1 changes nothing, 0 is black.
+
+    Returns:
+        (n, features), a copy.
+
+    Raises:
+        ValueError: If a number is negative, or there isn't one finite number a client.
+
+    Example:
+        >>> brighten(torch.tensor([[0.4, 0.8]]), [np.array([0])], [1.5])
+        tensor([[0.6000, 1.0000]])
+    """
+    from torchvision.transforms.v2 import functional
+
+    if any(f < 0 for f in factor):
+        raise ValueError(f"brighten: factor must be >= 0, got {min(factor)}, e.g. [1.0, 0.5]")
+
+    def shine(own: Tensor, f: float) -> Tensor:
+        return functional.adjust_brightness(own[:, None, None], f)[:, 0, 0]
+
+    return _each("brighten", x, parts, factor, shine)
+
+
+def swap_labels(
+    y: Tensor, parts: list[np.ndarray], pairs: Sequence[tuple[int, int] | None]
+) -> Tensor:
+    """Concept shift: client k calls label a b and label b a; None leaves a client as it is.
+
+    Args:
+        y: (n,) classes.
+        parts: N index arrays.
+        pairs: (N,) pairs (a, b).
+
+    Returns:
+        (n,), a copy.
+
+    Raises:
+        ValueError: If there isn't one pair or None a client.
+
+    Example:
+        >>> swap_labels(torch.tensor([0, 1, 1]), [np.array([0, 1]), np.array([2])], [(0, 1), None])
+        tensor([1, 0, 1])
+
+    Reference:
+        Kairouz et al., 2021, "Advances and open problems in federated learning", §3.1 ("same
+        features, different label").
+    """
+    if len(pairs) != len(parts):
+        raise ValueError(
+            f"swap_labels: needs a pair or None for each of {len(parts)} clients, got "
+            f"{len(pairs)}, e.g. [(4, 9)] + [None] * {len(parts) - 1}"
+        )
+    out = y.clone()
+    for own, pair in zip(parts, pairs, strict=True):
+        if pair is not None:
+            mine, (a, b) = y[own], pair
+            out[own] = torch.where(mine == a, b, torch.where(mine == b, a, mine))
+    return out
+
+
+def _each(
+    name: str,
+    x: Tensor,
+    parts: list[np.ndarray],
+    amounts: Sequence[float],
+    change: Callable[[Tensor, float], Tensor],
+) -> Tensor:
+    if len(amounts) != len(parts) or not np.isfinite(amounts).all():
+        raise ValueError(
+            f"{name}: needs one finite number for each of {len(parts)} clients, got "
+            f"{list(amounts)[:5]}, e.g. np.linspace(0, 1, {len(parts)})"
+        )
+    out = x.clone()
+    for own, amount in zip(parts, amounts, strict=True):
+        out[own] = change(x[own], float(amount))
+    return out

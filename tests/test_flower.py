@@ -1,0 +1,84 @@
+"""The same run over Flower's messages, without a server."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from problems import METHODS, problem, run
+
+from fedlearn.aggregate import mean
+from fedlearn.federate import Recipe, federate
+from fedlearn.flower import GridClients, client_app
+from fedlearn.transform import chain, clip, noise
+
+
+class Loopback:
+    """A Grid that hands every message to the app in this process, and replies in another order."""
+
+    def __init__(self, app, n_clients):
+        self.app = app
+        self.contexts = {
+            100 + k: Context(
+                run_id=1, node_id=100 + k, node_config={"partition-id": k}, state=RecordDict(),
+                run_config={},
+            )
+            for k in range(n_clients)
+        }  # fmt: skip
+        self.lost: set[int] = set()
+
+    def send_and_receive(self, messages, *, timeout=None):
+        out = []
+        for m in messages:
+            m.metadata._message_id = "m"
+            if m.metadata.dst_node_id not in self.lost:
+                out.append(self.app(m, self.contexts[m.metadata.dst_node_id]))
+        return reversed(out)
+
+
+@pytest.fixture(autouse=True)
+def identity(monkeypatch):
+    """Flower's client messages carry the ids of the task they were made in."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def over_flower(p, algorithm, theta, pipeline):
+    recipe = Recipe(algorithm, theta, pipeline, batch=16, epochs=2, seed=3)
+
+    def load(context):
+        k = context.node_config["partition-id"]
+        x = torch.full_like(p.x, torch.nan)  # a node has its own rows and no other
+        x[p.parts[k]] = p.x[p.parts[k]]
+        return recipe, x, p.y, p.parts[k]
+
+    grid = Loopback(client_app(load), len(p.parts))
+    clients = GridClients(recipe, grid, {k: 100 + k for k in range(len(p.parts))})
+    return grid, federate(recipe, clients, rounds=4, cohort=5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_flower_gives_the_same_run(method):
+    p = problem()
+    algorithm, theta = METHODS[method](p.closed_form), p.closed_form.theta0
+    for pipeline in (chain(mean()), chain(clip(0.05), mean(), noise(1e-3))):
+        here = run(algorithm, theta, p, pipeline=pipeline)
+        _, there = over_flower(p, algorithm, theta, pipeline)
+        for a, b in zip(here, there, strict=True):
+            torch.testing.assert_close(a.theta, b.theta, atol=1e-11, rtol=1e-10)
+            assert np.array_equal(a.cohort, b.cohort)
+            assert (a.sent, a.received) == (b.sent, b.received)
+
+
+def test_a_node_that_is_gone_is_named():
+    p = problem()
+    algorithm = METHODS["fedavg"](p.closed_form)
+    grid, rounds = over_flower(p, algorithm, p.closed_form.theta0, chain(mean()))
+    first = next(rounds)
+    grid.lost = set(grid.contexts)
+    with pytest.raises(ValueError, match=r"GridClients: client \d \(node 10\d\) failed in round 1"):
+        next(rounds)
+    assert first.t == 0
