@@ -10,7 +10,7 @@ The yardsticks are written here, in plain PyTorch, as a tutorial would:
   minibatches of 10.
 
 A row's contestants take turns, round by round, so that a busy machine slows them all; the ratio is
-that of the medians.
+that of the medians. (Start-up times: the least of seven.)
 """
 
 from __future__ import annotations
@@ -159,14 +159,15 @@ def rows(rounds: int) -> Iterator[tuple[str, str, float, float, str]]:
         yield f"{name}, 6,000 examples", "centralised SGD", central, mine, target
 
 
-def seconds_to(statement: str, repeat: int = 5) -> float:
-    """Median seconds a fresh interpreter takes for ``statement``."""
-    times = []
+def seconds_to(*statements: str, repeat: int = 7) -> list[float]:
+    """Least seconds a fresh interpreter takes for each statement, taking turns."""
+    times: list[list[float]] = [[] for _ in statements]
     for _ in range(repeat):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", statement], check=True)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        for spent, statement in zip(times, statements, strict=True):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", statement], check=True)
+            spent.append(time.perf_counter() - start)
+    return [min(t) for t in times]
 
 
 IMPORT, WORKLOAD = "--import-only", "--memory"
@@ -210,7 +211,7 @@ def main() -> None:
         ratio = f"**{theirs / mine:.1f}**"
         lines.append(f"| {name} | {against} | {theirs:.1f} | {mine:.2f} | {ratio} | {target} |")
         print(lines[-1], flush=True)
-    base, both = seconds_to("import torch"), seconds_to("import torch, fedlearn")
+    base, both = seconds_to("import torch", "import torch, fedlearn")
     alone, workload = peak_mb_of(IMPORT), peak_mb_of(WORKLOAD)
     extra = [
         f"`import torch` {base:.2f} s, with `import fedlearn` {both:.2f} s: {both - base:+.2f} s "

@@ -30,7 +30,7 @@ def rotate(
         (n, features), a copy.
 
     Raises:
-        ValueError: If there is no picture, or not one finite number a client.
+        ValueError: If there are no pictures of this shape, or not one finite number a client.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0, 0.0, 0.0]])  # a picture of 2x2, its top left is 1
@@ -46,6 +46,11 @@ def rotate(
     if len(shape) < 2:
         raise ValueError(
             f"rotate: needs pictures, got examples of shape {shape}, e.g. data.load('digits')"
+        )
+    if x.dim() != 2 or x.shape[1] != np.prod(shape):
+        raise ValueError(
+            f"rotate: x must be pictures of shape {shape} lying flat, got {tuple(x.shape)}, "
+            f"e.g. x.flatten(1)"
         )
 
     def turn(own: Tensor, angle: float) -> Tensor:

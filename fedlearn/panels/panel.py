@@ -39,8 +39,6 @@ _SPLITS = {
     "labels per client": "labels_per_client",
     "sizes only (Dirichlet)": "quantity",
 }
-_NAMES = {"breast_cancer": "breast cancer", "fashion_mnist": "Fashion-MNIST", "mnist": "MNIST"}
-_METHODS = {"fedavg": "FedAvg", "fedsgd": "FedSGD"}
 _MODELS = {"softmax": "softmax", "network (32)": "mlp"}
 
 
@@ -187,15 +185,17 @@ class Panel(Explorable):
             f", {k} {s.columns[k][-1]:.2f}" for k in ("loss", "accuracy") if k in s.columns
         )
         return (
-            f"{_METHODS[p['method']]} on {words(p['dataset'])}, {p['clients']} clients, "
+            f"{words(p['method'])} on {words(p['dataset'])}, {p['clients']} clients, "
             f"{_split_words(p)}, {where}{end}."
         )
 
     def _figure_title(self, s: Snapshot) -> str:
-        p = s.params
+        p, local = s.params, ""
+        if Settings(**p).applies("epochs"):
+            local = f", E = {p['epochs']}, B = {words(p['batch'])}"
         return (
-            f"{_METHODS[p['method']]} on {words(p['dataset'])}: {p['clients']} clients, "
-            f"{_split_words(p)}, E = {p['epochs']}, B = {words(p['batch'])}, η = {words(p['lr'])}"
+            f"{words(p['method'])} on {words(p['dataset'])}: {p['clients']} clients, "
+            f"{_split_words(p)}{local}, η = {words(p['lr'])}"
         )
 
     def _stem(self, s: Snapshot) -> str:
@@ -241,7 +241,7 @@ def _controls(s: Settings, show: Sequence[str]) -> dict[str, W.Widget]:
     everybody = s.clients if s.cohort is None else s.cohort
     made: dict[str, list[tuple[str, Any]]] = {
         "dataset": [("dataset", lambda: C.menu(
-            "Dataset", {_NAMES.get(d, d): d for d in datasets}, s.dataset))],
+            "Dataset", {words(d): d for d in datasets}, s.dataset))],
         "clients": [("clients", lambda: C.slider(
             "Clients", s.clients, min(2, s.clients), top, tip="How many share the data"))],
         "partition": [("partition", lambda: C.menu(
@@ -256,7 +256,7 @@ def _controls(s: Settings, show: Sequence[str]) -> dict[str, W.Widget]:
                 "Shards each", s.shards_each, 1, max(10, s.shards_each))),
         ],
         "method": [("method", lambda: C.menu(
-            "Method", {_METHODS[m]: m for m in METHODS}, s.method))],
+            "Method", {words(m): m for m in METHODS}, s.method))],
         "model": [("model", lambda: C.menu("Model", _MODELS, s.model))],
         "epochs": [("epochs", lambda: C.slider(
             "Local epochs", s.epochs, 1, max(20, s.epochs),

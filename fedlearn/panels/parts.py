@@ -200,7 +200,8 @@ class Curve(Part):
 class Holdings(Part):
     """Who holds what: a row per client, a column per label, sizes as bars.
 
-    Reads ``counts`` (N, C), and optionally ``labels`` (C names) and ``note``, from the frame.
+    Reads ``counts`` (N, C; another name by ``key``), and optionally ``labels`` (C names) and
+    ``note``, from the frame.
 
     Example:
         >>> from fedlearn.panels import Engine
@@ -219,27 +220,44 @@ class Holdings(Part):
     colname = T.Unicode("label").tag(sync=True)
 
     def __init__(
-        self, *, title: str = "who holds what", rows: str = "client", columns: str = "label"
+        self,
+        *,
+        title: str = "who holds what",
+        rows: str = "client",
+        columns: str = "label",
+        key: str = "counts",
     ):
         super().__init__(title=title, rowname=rows, colname=columns)
-        self.table = np.zeros((0, 0))
+        self.table, self._key = np.zeros((0, 0)), key
 
     def show(self, snapshot: Snapshot) -> None:
-        table = snapshot.latest.get("counts")
-        if table is None or (table is self.table and snapshot.gen == self.gen):
+        table = snapshot.latest.get(self._key)
+        if table is None and snapshot.state == "error":  # an old picture beside it would deceive
+            table, note = np.zeros((0, 0)), "no split: see the message below"
+        elif table is None or (table is self.table and snapshot.gen == self.gen):
             return
+        else:
+            note = str(snapshot.latest.get("note", ""))
         self.table = np.asarray(table)
+        if not self.table.size:
+            self._clear(snapshot.gen, note)
+            return
         N, C = self.table.shape
         kinds = np.median((self.table > 0).sum(1))
         with self.hold_sync():
             self.gen, self.clients = snapshot.gen, N
             self.names = [str(v) for v in snapshot.latest.get("labels", range(C))]
-            self.note = str(snapshot.latest.get("note", ""))
+            self.note = note
             self.counts = _bytes(self.table)
             self.label = (
                 f"{self.title}: {N} clients, half of them hold {kinds:.0f} or fewer of {C} "
                 f"labels; {self.table.sum(1).min():.0f} to {self.table.sum(1).max():.0f} examples"
             )
+
+    def _clear(self, gen: int, note: str) -> None:
+        with self.hold_sync():
+            self.gen, self.clients, self.names, self.counts = gen, 0, [], b""
+            self.note, self.label = note, f"{self.title}: {note}"
 
     def paint(self, axes: Any) -> None:
         static.holdings(axes, self)
@@ -273,7 +291,9 @@ class Dots(Part):
     def show(self, snapshot: Snapshot) -> None:
         values = snapshot.latest.get("clients")
         if values is None:
-            return
+            if snapshot.state != "error":
+                return
+            values, self.label = [], f"{self.title}: none"
         self.each = np.asarray(values, float)
         drift = snapshot.columns.get("drift", np.full(1, np.nan))[-1]
         with self.hold_sync():

@@ -16,6 +16,19 @@ SHORT = {
     "clients": "N",
     "labels_each": "labels each",
     "shards_each": "shards each",
+    "size_alpha": "size α",
+}
+# As the menus have them.
+NAMES = {
+    "fedavg": "FedAvg",
+    "fedsgd": "FedSGD",
+    "mlp": "network",
+    "iid": "even",
+    "dirichlet_label": "Dirichlet by label",
+    "dirichlet_client": "Dirichlet by client",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
 }
 
 
@@ -24,13 +37,13 @@ def words(value: Any) -> str:
 
     Example:
         >>> words(0.1), words(100.0), words(None), words("dirichlet_label")
-        ('0.1', '100', 'all', 'dirichlet label')
+        ('0.1', '100', 'all', 'Dirichlet by label')
     """
     if value is None:
         return "all"
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
-    return str(value).replace("_", " ")
+    return NAMES.get(value, str(value).replace("_", " "))
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -40,11 +53,11 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         >>> changed({"alpha": 100.0, "epochs": 5}, {"alpha": 0.1, "epochs": 5})
         ' (α = 100)'
         >>> changed({"partition": "iid", "alpha": 1.0}, {"partition": "shards", "alpha": 0.1})
-        ' (iid)'
+        ' (even)'
     """
     other = {k for k, v in before.items() if now.get(k) != v}
     if "partition" in other:  # the skew of one split says nothing about another
-        other -= {"alpha", "labels_each", "shards_each"}
+        other -= {"alpha", "labels_each", "shards_each", "size_alpha"}
     if "method" in other:
         other -= {"epochs", "batch"}
     if {"clients", "cohort"} <= other and before["clients"] == before["cohort"]:
@@ -57,7 +70,7 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if k in other
     ]
     text = f" ({', '.join(said)})"
-    return text if said and len(text) <= 24 else ""
+    return text if said and len(text) <= 26 else ""
 
 
 def round_up(v: float, steps: Sequence[float] = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)) -> float:

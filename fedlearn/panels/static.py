@@ -23,7 +23,7 @@ DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))
 _LINES: dict[str, dict[str, Any]] = {
     "run": {"color": BLUE, "lw": 2.2, "zorder": 3},
     "ghost": {"color": GREY, "lw": 1.6, "ls": (0, (4, 2))},
-    "reference": {"color": INK, "lw": 1.6, "ls": ":"},
+    "reference": {"color": INK, "lw": 1.6, "ls": ":", "zorder": 4},
 }
 
 
@@ -59,7 +59,52 @@ def figure(
         axes.yaxis.label.set_fontsize(10)
     if title:
         fig.suptitle(title, x=0.01, ha="left", fontsize=11)
+    named = [(a, p.scene["points"]) for a, p in zip(fig.axes, parts) if "points" in _scene(p)]
+    if named:
+        fig.draw_without_rendering()  # where things lie is known only now
+        for axes, points in named:
+            _name(axes, points)
     return fig
+
+
+def _scene(part: Any) -> dict[str, Any]:
+    return getattr(part, "scene", {})
+
+
+def _name(axes: Any, points: list[dict[str, Any]]) -> None:
+    """Each name goes to the first place round its point that is free and inside, as in plane.js."""
+    frame = axes.get_window_extent()
+    spots = ((9, -4, 0), (-9, -4, 1), (0, 9, 0.5), (0, -18, 0.5))
+    spots += ((8, 9, 0), (8, -18, 0), (-8, 9, 1), (-8, -18, 1))
+    at = [axes.transData.transform(p["at"]) for p in points]
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in at]
+    for p, (x, y) in zip(points, at):
+        name = p.get("name", "")
+        if not name:
+            continue
+        wide, rects = len(name) * 7.4 + 4, []
+        for dx, dy, share in spots:
+            left = x + dx - share * wide
+            rects.append((left, y + dy - 3, left + wide, y + dy + 12))
+        free = [
+            i
+            for i, (l, b, r, t) in enumerate(rects)
+            if frame.x0 < l and r < frame.x1 and frame.y0 < b and t < frame.y1
+            and all(r < o[0] or l > o[2] or t < o[1] or b > o[3] for o in taken)
+        ]  # fmt: skip
+        i = free[0] if free else 0
+        taken.append(rects[i])
+        dx, dy, share = spots[i]
+        points_per_pixel = 72 / axes.figure.dpi
+        axes.annotate(
+            name,
+            p["at"],
+            xytext=(dx * points_per_pixel, dy * points_per_pixel),
+            textcoords="offset points",
+            ha=("left", "center", "right")[int(share * 2)],
+            fontsize=10,
+            annotation_clip=True,
+        ).set_in_layout(False)
 
 
 def png(fig: Figure) -> bytes:
@@ -228,10 +273,6 @@ def plane(axes: Any, part: Plane) -> None:
     for p in part.scene.get("points", ()):
         mark, color = p.get("mark", "dot"), OKABE_ITO[p.get("color", 0)]
         axes.plot(*p["at"], marks[mark], color=color, ms=13 if mark == "star" else 8, mew=2)
-        if p.get("name"):
-            axes.annotate(
-                p["name"], p["at"], xytext=(8, 5), textcoords="offset points", fontsize=10
-            )
     axes.set(xlim=part.xlim, ylim=part.ylim, xlabel=part.xlabel, ylabel=part.ylabel)
     axes.set_aspect("equal", adjustable="box")
     axes.grid(alpha=0.2)

@@ -100,8 +100,11 @@ def save(parts: list[np.ndarray], path: str | Path) -> Path:
     path = Path(path)
     whole = {"note": getattr(parts, "note", ""), "parts": [np.asarray(p).tolist() for p in parts]}
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(whole), encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(whole), encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # there only if something broke
     return path
 
 
@@ -124,15 +127,22 @@ def load(path: str | Path) -> Parts:
         ...
         FileNotFoundError: ...
     """
-    text = Path(path).read_text(encoding="utf-8")
+    whole = Path(path).read_bytes()
     try:
-        whole = json.loads(text)
-        return Parts([np.array(p, dtype=np.int64) for p in whole["parts"]], whole["note"])
+        saved = json.loads(whole)
+        return Parts([_rows(p) for p in saved["parts"]], saved["note"])
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(
             f"partition.load: needs a file that partition.save wrote, got {Path(path).name} "
             f"({type(e).__name__}), e.g. partition.save(parts, 'parts.json')"
         ) from e
+
+
+def _rows(saved: list[int]) -> np.ndarray:
+    rows = np.array(saved)
+    if rows.ndim != 1 or (len(rows) and (rows.dtype.kind != "i" or rows.min() < 0)):
+        raise ValueError("rows must be integers >= 0")
+    return rows.astype(np.int64)
 
 
 def _top_up(owner: np.ndarray, n_clients: int, rng: np.random.Generator, min_size: int) -> Parts:

@@ -170,7 +170,7 @@ def by_attribute(attribute: np.ndarray, n_clients: int | None = None) -> Parts:
         N index arrays.
 
     Raises:
-        ValueError: If there are fewer values than clients.
+        ValueError: If there are fewer values than clients, or not one value an example.
 
     Example:
         >>> by_attribute(np.array(["b", "a", "b", "c"]))
@@ -179,7 +179,13 @@ def by_attribute(attribute: np.ndarray, n_clients: int | None = None) -> Parts:
     Reference:
         Caldas et al., 2018, "LEAF: a benchmark for federated settings" (writers of FEMNIST).
     """
-    values, owner = np.unique(np.asarray(attribute), return_inverse=True)
+    attribute = np.asarray(attribute)
+    if attribute.ndim != 1 or not len(attribute):
+        raise ValueError(
+            f"by_attribute: needs one value an example, shape (n,), got shape {attribute.shape}, "
+            f"e.g. a column x[:, 0]"
+        )
+    values, owner = np.unique(attribute, return_inverse=True)
     N = len(values) if n_clients is None else n_clients
     _count("by_attribute", "n_clients", N)
     if N > len(values):

@@ -15,7 +15,9 @@ function render({ model, el }) {
   function draw() {
     const { w, h } = p.size, N = model.get("clients"), C = model.get("names").length;
     note.textContent = model.get("note");
-    if (!w || !N || !C) return;
+    if (!w) return;
+    p.drawing.style.visibility = scale.style.visibility = N && C ? "" : "hidden";
+    if (!N || !C) return Object.assign(p.drawing.dataset, { gen: model.get("gen"), n: 0 });
     const counts = floats(model.get("counts"));
     const sizes = Array.from({ length: N }, (_, k) => { let s = 0; for (let c = 0; c < C; c++) s += counts[k * C + c]; return s; });
     const most = Math.max(1, ...counts), largest = Math.max(1, ...sizes);

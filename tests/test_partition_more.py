@@ -1,0 +1,248 @@
+"""Partitions with two knobs or a natural attribute; the table; saved and loaded again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from test_partition import TEN, alphas, check_every_example_once, labelled, realised, same_label
+
+from fedlearn import partition
+from fedlearn.rng import numpy_rng
+
+# -- label_and_quantity ---------------------------------------------------------------------------
+
+
+@settings(max_examples=80)
+@given(
+    labels=labelled(),
+    n_clients=st.integers(2, 500),
+    alpha=alphas,
+    size_alpha=alphas,
+    seed=st.integers(0, 2**32),
+)
+@example(labels=np.zeros(500, int), n_clients=500, alpha=1e-3, size_alpha=1e-3, seed=0)
+@example(labels=np.arange(500), n_clients=500, alpha=1e3, size_alpha=1e-3, seed=0)
+@example(labels=np.repeat([0, 1], [1999, 1]), n_clients=2, alpha=1e-3, size_alpha=1e3, seed=0)
+def test_every_example_goes_to_one_client(labels, n_clients, alpha, size_alpha, seed):
+    n_clients = min(n_clients, len(labels))
+    parts, again = (
+        partition.label_and_quantity(labels, n_clients, numpy_rng(seed), alpha, size_alpha)
+        for _ in range(2)
+    )
+    check_every_example_once(parts, len(labels), n_clients)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+@pytest.mark.parametrize("size_alpha", [0.3, 1.0, 10.0])
+def test_sizes_have_dirichlets_second_moment(size_alpha):
+    """Share s of a client: E[s²] = (a + 1) / (N (N a + 1)), whatever the labels' alpha."""
+    N, few = 10, TEN[::30]
+    draws = [
+        partition.label_and_quantity(few, N, numpy_rng(s), 0.5, size_alpha) for s in range(300)
+    ]
+    got = np.mean([[(len(p) / len(few)) ** 2 for p in parts] for parts in draws])
+    assert got == pytest.approx((size_alpha + 1) / (N * (N * size_alpha + 1)), rel=0.06)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 10.0])
+def test_mixes_have_the_closed_form_before_labels_run_out(alpha):
+    """E[Σq²] = (alpha + 1) / (10 alpha + 1), over the clients served first with 500 or more."""
+    first = []
+    for s in range(30):
+        parts = partition.label_and_quantity(TEN, 20, numpy_rng(s), alpha, 1.0)
+        first += [p for p in parts[:6] if len(p) >= 500]
+    got = same_label(realised(first, TEN, 10))
+    assert got == pytest.approx((alpha + 1) / (10 * alpha + 1), rel=0.12)
+
+
+def test_each_knob_turns_one_thing():
+    even_sizes = partition.label_and_quantity(TEN, 20, numpy_rng(0), 0.1, 1e6)
+    sizes = np.array([len(p) for p in even_sizes])
+    assert sizes.max() < 1.02 * sizes.min() and same_label(realised(even_sizes, TEN, 10)) > 0.4
+    even_labels = partition.label_and_quantity(TEN, 20, numpy_rng(0), 1e6, 0.5)
+    sizes = np.array([len(p) for p in even_labels])
+    large = [p for p in even_labels[:-1] if len(p) > 2000]  # the last one takes what is left
+    assert sizes.max() > 10 * sizes.min() and abs(realised(large, TEN, 10) - 0.1).max() < 0.03
+
+
+# -- by_attribute ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=60),  # how often each value occurs
+    st.integers(1, 60),
+    st.integers(0, 99),
+)
+@example([100, 1, 1, 1], 2, 0)
+@example([1, 1, 1, 100], 3, 0)
+@example([1] * 60, 60, 0)
+def test_values_are_never_split_and_runs_are_about_equal(often, n_clients, seed):
+    n_clients = min(n_clients, len(often))
+    rng = np.random.default_rng(seed)
+    attribute = rng.permutation(np.repeat(np.arange(len(often)) * 7 - 30, often))
+    parts = partition.by_attribute(attribute, n_clients)
+    check_every_example_once(parts, len(attribute), n_clients)
+    held = [sorted(set(attribute[p].tolist())) for p in parts]
+    assert [v for own in held for v in own] == sorted(
+        set(attribute.tolist())
+    )  # sorted runs, no value twice
+    fair = len(attribute) / n_clients
+    if max(often) <= fair:  # a run ends with the value that passes its fair end
+        assert all(abs(len(p) - fair) < max(often) for p in parts)
+
+
+@given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=80))
+def test_one_client_a_value(attribute):
+    parts = partition.by_attribute(np.array(attribute))
+    values = sorted(set(attribute))
+    assert len(parts) == len(values)
+    for own, value in zip(parts, values, strict=True):
+        assert own.tolist() == [i for i, v in enumerate(attribute) if v == value]
+
+
+def test_the_largest_value_does_not_empty_its_neighbours():
+    for where in range(5):
+        often = np.ones(5, int)
+        often[where] = 1000
+        for N in range(1, 6):
+            parts = partition.by_attribute(np.repeat(np.arange(5), often), N)
+            check_every_example_once(parts, 1004, N)
+
+
+def test_any_kind_of_attribute():
+    assert [p.tolist() for p in partition.by_attribute([2.5, -1.0, 2.5])] == [[1], [0, 2]]
+    assert [p.tolist() for p in partition.by_attribute(np.array([True, False]))] == [[1], [0]]
+
+
+@pytest.mark.parametrize("n_clients", [0, -1, 1.5, True, 3])
+def test_impossible_numbers_of_clients(n_clients):
+    with pytest.raises(ValueError, match=r"by_attribute: .*got .*e\.g\."):
+        partition.by_attribute(np.array([1, 1, 2]), n_clients)
+
+
+def test_one_value_an_example():
+    for wrong in (np.zeros((4, 2)), np.zeros(0)):
+        with pytest.raises(ValueError, match=r"by_attribute: .*got shape .*e\.g\."):
+            partition.by_attribute(wrong)
+
+
+# -- summary --------------------------------------------------------------------------------------
+
+
+@given(labelled(), st.integers(1, 30), st.integers(0, 99))
+def test_the_table_is_what_a_counter_says(labels, n_clients, seed):
+    parts = partition.iid(labels, min(n_clients, len(labels)), numpy_rng(seed))
+    classes = int(labels.max()) + 1
+    head, *lines, last = partition.summary(parts, labels, classes).split("\n")
+    assert head.split() == ["client", "examples", "labels", "most", "frequent"]
+    rows = [*((str(k), p) for k, p in enumerate(parts)), ("all", np.arange(len(labels)))]
+    for line, (name, own) in zip([*lines, last], rows, strict=True):
+        held = Counter(labels[own].tolist())
+        top, n = min(held.items(), key=lambda item: (-item[1], item[0]))
+        share = f"({100 * n / len(own):.0f} %)"
+        expected = [name, str(len(own)), str(len(held)), str(top), *share.split()]
+        assert line.split() == expected
+
+
+def test_the_columns_stay_in_line():
+    table = partition.summary(partition.iid(TEN, 120, numpy_rng(0)), TEN, 10).split("\n")
+    assert len(table) == 122
+    assert {line.index("(") for line in table[1:]} == {table[1].index("(")}
+
+
+def test_a_label_outside_is_named():
+    with pytest.raises(ValueError, match=r"labels must be 0\.\.1, got 0\.\.2"):
+        partition.summary([np.array([0, 1])], np.array([0, 2]), 2)
+
+
+# -- save and load --------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 2**40), max_size=30, unique=True), max_size=20),
+    st.text(max_size=40),
+)
+def test_what_is_loaded_is_what_was_saved(tmp_path_factory, arrays, note):
+    path = tmp_path_factory.mktemp("parts") / "parts.json"
+    parts = partition.Parts([np.array(a, dtype=np.int64) for a in arrays], note)
+    assert partition.save(parts, str(path)) == path
+    back = partition.load(path)
+    assert isinstance(back, partition.Parts) and back.note == note and len(back) == len(parts)
+    for a, b in zip(parts, back, strict=True):
+        assert b.dtype == np.int64 and np.array_equal(a, b)
+    assert os.listdir(path.parent) == ["parts.json"]
+
+
+def test_plain_lists_of_arrays_can_be_saved_and_files_replaced(tmp_path):
+    path = tmp_path / "parts.json"
+    partition.save([np.array([5, 1])], path)
+    partition.save([[2], [0, 1]], path)
+    assert [p.tolist() for p in partition.load(path)] == [[2], [0, 1]]
+
+
+@pytest.mark.parametrize("breaks", ["write", "replace"])
+def test_a_save_that_breaks_leaves_the_old_file(tmp_path, monkeypatch, breaks):
+    path = tmp_path / "parts.json"
+    partition.save([np.array([0])], path)
+    before = path.read_bytes()
+
+    def half(self, text, **kw):
+        with open(self, "w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError(28, "No space left on device")
+
+    def no(*args):
+        raise OSError(13, "Permission denied")
+
+    if breaks == "write":
+        monkeypatch.setattr(Path, "write_text", half)
+    else:
+        monkeypatch.setattr(os, "replace", no)
+    with pytest.raises(OSError):
+        partition.save([np.arange(100)], path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["parts.json"], "the half-written file was left behind"
+
+
+WRONG = {
+    "no JSON": b"client,example\n0,1\n",
+    "half a file": b'{"note": "", "parts": [[0, 1], [2',
+    "no text": b"\x93NUMPY\x01\x00\xff\xfe",
+    "a list": b"[[0, 1], [2]]",
+    "no note": b'{"parts": [[0]]}',
+    "no parts": b'{"note": ""}',
+    "a number": b'{"note": "", "parts": 3}',
+    "not arrays": b'{"note": "", "parts": [0, 1]}',
+    "tables": b'{"note": "", "parts": [[[0], [1]]]}',
+    "fractions": b'{"note": "", "parts": [[0, 1.5]]}',
+    "words": b'{"note": "", "parts": [["zero"]]}',
+    "negative": b'{"note": "", "parts": [[-1]]}',
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_file_that_is_no_partition_says_so(tmp_path, kind):
+    path = tmp_path / "other.json"
+    path.write_bytes(WRONG[kind])
+    with pytest.raises(ValueError, match=r"partition\.load: .*got other\.json .*e\.g\."):
+        partition.load(path)
+
+
+def test_no_file_is_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        partition.load(tmp_path / "none.json")
+    with pytest.raises(FileNotFoundError):
+        partition.save([np.array([0])], tmp_path / "no" / "folder.json")
+
+
+def test_the_file_is_plain_json(tmp_path):
+    path = partition.save(partition.Parts([np.array([3, 1])], "a note"), tmp_path / "p.json")
+    assert json.loads(path.read_text()) == {"note": "a note", "parts": [[1, 3]]}
