@@ -260,7 +260,7 @@ def lab(port: int | None, browser: bool) -> int:
     command = [str(PYTHON), "-m", "jupyterlab", *(f"--{k}={v}" for k, v in options.items())]
     command += [] if browser else ["--no-browser"]
     command += ["--allow-root"] if getattr(os, "geteuid", lambda: 1)() == 0 else []  # containers
-    say("Starting JupyterLab. Ctrl-C here ends it.")
+    say("Starting JupyterLab. There: Run > Run All Cells, then drag. Ctrl-C here ends it.")
     try:
         return call(command)
     except KeyboardInterrupt:

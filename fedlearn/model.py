@@ -396,7 +396,7 @@ def evaluator(task: Task, x: Tensor, y: Tensor) -> Callable[[Tensor], dict[str, 
         y_ = y.to(theta.device)
         out = {"loss": task.loss(scores, y_).mean().item()}
         if classes:
-            out["accuracy"] = (scores.argmax(-1) == y_).float().mean().item()
+            out["accuracy"] = int((scores.argmax(-1) == y_).sum()) / len(y_)  # 342/360 is 0.95
         return out
 
     return evaluate

@@ -37,7 +37,7 @@ from fedlearn.panels import (
     static,
     study,
 )
-from fedlearn.panels.panel import SHOWN
+from fedlearn.panels.knobs import SHOWN
 from fedlearn.panels.study import PARTITIONS
 
 
@@ -425,6 +425,7 @@ def test_controls_follow_each_other(panel):
         p.controls["partition"].value = partition
         skews = ("alpha", "labels_each", "shards_each")
         assert [k for k in skews if not gone(k)] == [used or "alpha"]
+        assert gone("size_alpha") == (partition != "label_and_quantity")
         assert p.controls["alpha"].disabled == (used != "alpha")
     p.controls["method"].value = "fedsgd"
     assert p.controls["epochs"].disabled and p.controls["batch"].disabled
@@ -562,7 +563,7 @@ def test_the_controls_of_a_full_panel_are_labelled(panel):
     p = panel(preview=False)
     shown = [c for c in p.controls.values() if controls.has_value(c)]
     assert all(c.description and c.tooltip for c in shown)
-    assert len(shown) == len(SHOWN) + 2  # labels and shards each share the place of the skew
+    assert len(shown) == len(SHOWN) + 3  # sizes, labels, shards share the place of the skew
 
 
 # -- parts, pictures, files -----------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,7 +142,8 @@ class Engine:
         self._state, self._error = "idle", ""
         self._credit = 0  # frames to make although the state isn't "running"
         self._dirty = False  # the state changed and nobody has been told
-        self._busy = self._paced = self._one_thread = False
+        self._busy = self._paced = False
+        self._release: weakref.finalize | None = None
         self._thread: threading.Thread | None = None
         self.sent = 0
 
@@ -205,24 +207,18 @@ class Engine:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
-        if first and self._one_thread:
-            _give_threads_back()
+        if first and self._release is not None:
+            self._release()
 
     def wait(self, state: str = "done", timeout: float = 60.0) -> Snapshot:
         """Block until the worker rests in ``state`` (or in an error), its frame sent."""
+
+        def rests() -> bool:
+            there = self._state in (state, "error") and not self._busy and not self._work_waits()
+            return there or self._state == "closed"
+
         with self._cv:
-            rests = self._cv.wait_for(
-                lambda: (
-                    self._state == "closed"
-                    or (
-                        self._state in (state, "error")
-                        and not self._busy
-                        and not self._work_waits()
-                    )
-                ),
-                timeout,
-            )
-            if not rests:
+            if not self._cv.wait_for(rests, timeout):
                 raise TimeoutError(f"still {self._state} after {timeout} s")
         return self.snapshot()
 
@@ -232,6 +228,11 @@ class Engine:
     def state(self) -> str:
         """``idle``, ``running``, ``paused``, ``done``, ``error`` or ``closed``."""
         return self._state
+
+    @property
+    def stale(self) -> bool:
+        """Whether what runs is wanted no more: ``make`` may ask, and give up a long frame."""
+        return self._want != self._run.gen or self._state == "closed"
 
     def snapshot(self) -> Snapshot:
         """The history up to now; later rounds don't change it."""
@@ -364,9 +365,9 @@ class Engine:
                 self._error = f"{type(e).__name__}: {e}"
 
     def _take_threads(self) -> None:
-        if not self._one_thread:
-            self._one_thread = True
+        if self._release is None:  # at the latest when the engine is forgotten without close()
             _take_one_thread()
+            self._release = weakref.finalize(self, _give_threads_back)
 
 
 _threads_lock = threading.Lock()

@@ -76,7 +76,7 @@ class Explorable:
         self.controls, self.parts, self.name = dict(controls), list(parts), name
         self._caption, self._code, self._predict = caption, code, predict
         self._lock, self._static, self._showing_code = threading.RLock(), "", False
-        self._loop = kernel.running_loop()
+        self._loop, self._adjusting = kernel.running_loop(), False
         self._build(rounds, readout)
         self.engine = Engine(
             make,
@@ -86,6 +86,7 @@ class Explorable:
             pace=seconds / rounds if rounds else 0.0,
             on_frame=self._frame,
         )
+        self._adjust()
         if preview:
             self._frame(self.engine.compute())
         for c in self.controls.values():
@@ -164,7 +165,17 @@ class Explorable:
 
     def _moved(self, change: Any = None) -> None:
         with self._lock:  # two callbacks at once (main and subshell): the later reader wins
+            if self._adjusting:
+                return
+            self._adjusting = True
+            try:
+                self._adjust()
+            finally:
+                self._adjusting = False
             self.engine.set(**self.values())
+
+    def _adjust(self) -> None:
+        """Where controls follow each other."""
 
     def _toggled(self) -> None:
         if self.engine.state == "running":

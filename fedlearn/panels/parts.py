@@ -115,7 +115,7 @@ class Curve(Part):
             legend=legend,
         )
         columns = {"this run": column} if isinstance(column, str) else dict(column)
-        self._columns: dict[str, str] = columns
+        self.columns: dict[str, str] = columns
         self._several, self._over, self._fixed = several, x, ylim is not None
         self._fitted = False
 
@@ -142,7 +142,7 @@ class Curve(Part):
     def _series(self, s: Snapshot) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
         out = []
         if not self._several:
-            (column,) = self._columns.values()
+            (column,) = self.columns.values()
             reference = s.latest.get("reference") or {}
             if column in reference:
                 y = np.asarray(reference[column], float)
@@ -151,7 +151,7 @@ class Curve(Part):
                 y = s.ghost.columns[column]
                 name = f"last run{changed(s.ghost.params, s.params)}"
                 out.append((name, "ghost", self._axis(s.ghost.columns, len(y)), y))
-        for i, (name, column) in enumerate(self._columns.items()):
+        for i, (name, column) in enumerate(self.columns.items()):
             y = s.columns.get(column, np.empty(0))
             role = f"s{i % 8}" if self._several else "run"
             out.append((name, role, self._axis(s.columns, len(y)), y))
@@ -187,7 +187,7 @@ class Curve(Part):
 
     def _words(self, s: Snapshot) -> str:
         said = []
-        for name, column in self._columns.items():
+        for name, column in self.columns.items():
             y = s.columns.get(column, np.empty(0))
             if len(y):
                 said.append(f"{name}: {y[0]:.3g} at first, {y[-1]:.3g} after {s.round} rounds")
@@ -330,6 +330,15 @@ class Plane(Part):
         >>> plane.show(Engine(lambda: [{"plane": scene}], {}, rounds=1).compute())
         >>> plane.label
         'plane: optimum at (0, 1)'
+
+        A round's drift, two clients' local paths and the step that the server makes of them:
+
+        >>> start, steps = np.zeros(2), np.arange(6)[:, None] / 5
+        >>> local = [start + steps * np.array(end) for end in ((1.0, 0.2), (-0.2, 0.8))]
+        >>> paths = [{"points": path, "color": k, "dashed": True} for k, path in enumerate(local)]
+        >>> mean = {"points": [start, np.mean([path[-1] for path in local], 0)], "color": 7}
+        >>> scene = {"paths": [*paths, mean], "points": [{"at": start, "name": "θ", "color": 7}]}
+        >>> plane.show(Engine(lambda: [{"plane": scene}], {}, rounds=1).compute())
     """
 
     _esm = script("plane")

@@ -16,7 +16,7 @@ SHORT = {
     "clients": "N",
     "labels_each": "labels each",
     "shards_each": "shards each",
-    "size_alpha": "size α",
+    "size_alpha": "sizes α",
 }
 # As the menus have them.
 NAMES = {
@@ -24,6 +24,8 @@ NAMES = {
     "fedsgd": "FedSGD",
     "mlp": "network",
     "iid": "even",
+    "label_and_quantity": "labels and sizes",
+    "quantity": "sizes only",
     "dirichlet_label": "Dirichlet by label",
     "dirichlet_client": "Dirichlet by client",
     "mnist": "MNIST",

@@ -74,8 +74,8 @@ def _scene(part: Any) -> dict[str, Any]:
 def _name(axes: Any, points: list[dict[str, Any]]) -> None:
     """Each name goes to the first place round its point that is free and inside, as in plane.js."""
     frame = axes.get_window_extent()
-    spots = ((9, -4, 0), (-9, -4, 1), (0, 9, 0.5), (0, -18, 0.5))
-    spots += ((8, 9, 0), (8, -18, 0), (-8, 9, 1), (-8, -18, 1))
+    spots: list[tuple[float, float, float]] = [(9, -4, 0), (-9, -4, 1), (0, 9, 0.5), (0, -18, 0.5)]
+    spots += [(8, 9, 0), (8, -18, 0), (-8, 9, 1), (-8, -18, 1)]
     at = [axes.transData.transform(p["at"]) for p in points]
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in at]
     for p, (x, y) in zip(points, at):

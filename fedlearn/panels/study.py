@@ -5,7 +5,7 @@ No widgets here: :func:`frames` is what a panel's engine iterates, and what a te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .. import algorithms, data, model, partition
-from ..federate import Diverged, Recipe, Simulated, centralised, federate
+from ..federate import Diverged, Recipe, Round, Simulated, centralised, federate
 from ..rng import Use, numpy_rng
+from .scene import boundary_scene
 
 DATASETS = ("digits", "breast_cancer", "wine", "toy", "mnist", "fashion_mnist", "cifar10")
 PARTITIONS = {
@@ -26,6 +27,7 @@ PARTITIONS = {
     "shards": "shards_each",
     "labels_per_client": "labels_each",
     "quantity": "alpha",
+    "label_and_quantity": "alpha",
 }
 METHODS = ("fedavg", "fedsgd")
 MODELS = ("softmax", "mlp")
@@ -48,6 +50,7 @@ class Settings:
     alpha: float = 0.1
     labels_each: int = 2
     shards_each: int = 2
+    size_alpha: float = 1.0
     method: str = "fedavg"
     epochs: int = 5
     lr: float = 1.0
@@ -73,7 +76,7 @@ class Settings:
                     f"panel: cohort must be at most clients={self.clients}, got {self.cohort}, "
                     f"e.g. cohort={max(1, self.clients // 2)}"
                 )
-        for name in ("alpha", "lr"):
+        for name in ("alpha", "size_alpha", "lr"):
             v = getattr(self, name)
             if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < float("inf"):
                 raise ValueError(f"panel: {name} must be > 0 and finite, got {v!r}, e.g. 0.5")
@@ -101,6 +104,8 @@ class Settings:
         """
         if name in ("alpha", "labels_each", "shards_each"):
             return PARTITIONS[self.partition] == name
+        if name == "size_alpha":
+            return self.partition == "label_and_quantity"
         if name in ("epochs", "batch"):
             return self.method != "fedsgd"  # one gradient over everything
         return True
@@ -152,7 +157,8 @@ def _split_arguments(s: Settings) -> dict[str, Any]:
         "labels_each": {"labels_each": s.labels_each},
         None: {},
     }
-    return known[PARTITIONS[s.partition]]
+    sizes = {"size_alpha": s.size_alpha} if s.applies("size_alpha") else {}
+    return known[PARTITIONS[s.partition]] | sizes
 
 
 class References:
@@ -172,7 +178,7 @@ class References:
     def upto(self, s: Settings, made: Setup, t: int) -> dict[str, list[float]]:
         """Columns of at least t rounds (t + 1 values), or as many as the run has."""
         key = replace(  # who holds what is no matter where all is in one place
-            s, partition="iid", cohort=None, alpha=1.0, labels_each=1, shards_each=1
+            s, partition="iid", cohort=None, alpha=1.0, labels_each=1, shards_each=1, size_alpha=1.0
         )
         if key not in self._known:
             if len(self._known) >= self._keep:
@@ -192,12 +198,19 @@ class References:
         return columns
 
 
-def frames(s: Settings, references: References | None = None) -> Iterator[dict[str, Any]]:
+# What else a picture wants: made once a run, then asked each round (None: the start).
+Extra = Callable[[Setup], Callable[[Round | None], dict[str, Any]]]
+
+
+def frames(
+    s: Settings, references: References | None = None, extras: Sequence[Extra] = ()
+) -> Iterator[dict[str, Any]]:
     """One frame a round; frame 0 is the start, with who holds what.
 
     Args:
         s: The settings.
         references: Where centralised runs are kept; None leaves the reference out.
+        extras: What else the frames hold, e.g. :func:`client_curves`.
 
     Yields:
         ``loss``, ``accuracy`` (on the test set), ``bytes`` (all clients, both ways, so far),
@@ -211,7 +224,7 @@ def frames(s: Settings, references: References | None = None) -> Iterator[dict[s
         (True, 1040000)
     """
     made = setup(s)
-    d = made.data
+    d, more = made.data, [extra(made) for extra in extras]
     counts = partition.counts(made.parts, d.y.numpy(), d.classes)
     each = _each_client(made)
     first = {
@@ -225,6 +238,8 @@ def frames(s: Settings, references: References | None = None) -> Iterator[dict[s
     }
     if references:  # what is known already is shown whole; nothing is computed before this frame
         first["reference"] = dict(references.upto(s, made, 0))
+    for each_round in more:
+        first |= each_round(None)
     yield first
     clients, sent = Simulated(made.recipe, d.x, d.y, made.parts), 0
     run = federate(made.recipe, clients, rounds=s.rounds, cohort=s.cohort, evaluate=made.test)
@@ -238,7 +253,51 @@ def frames(s: Settings, references: References | None = None) -> Iterator[dict[s
         frame["clients"] = each(r.theta)
         if references:
             frame["reference"] = {k: list(v) for k, v in references.upto(s, made, r.t + 1).items()}
+        for each_round in more:
+            frame |= each_round(r)
         yield frame
+
+
+def client_curves(made: Setup) -> Callable[[Round | None], dict[str, Any]]:
+    """Accuracy of the shared model on each client's own examples, all rounds: (T + 1, N).
+
+    Example:
+        >>> *_, last = frames(Settings(rounds=3, clients=5), extras=[client_curves])
+        >>> last["client_curves"]().shape
+        (4, 5)
+    """
+    each, kept = _each_client(made), []
+
+    def now(r: Round | None) -> dict[str, Any]:
+        kept.append(each(r.theta if r else made.task.theta0)())
+        n = len(kept)
+        return {"client_curves": lambda: np.array(kept[:n])}
+
+    return now
+
+
+def plane(made: Setup) -> Callable[[Round | None], dict[str, Any]]:
+    """The plane of a toy problem, for :class:`~fedlearn.panels.Boundary`.
+
+    Example:
+        >>> *_, last = frames(Settings(dataset="toy", model="mlp", rounds=2), extras=[plane])
+        >>> sorted(last["boundary"]())
+        ['lines', 'names', 'owner', 'points', 'regions', 'right']
+    """
+    rows = np.concatenate(made.parts)
+    owner = np.repeat(np.arange(len(made.parts)), [len(p) for p in made.parts])
+    x, y, before = made.data.x[rows], made.data.y[rows], made.task.theta0
+
+    def now(r: Round | None) -> dict[str, Any]:
+        nonlocal before
+        theta, locals_ = made.task.theta0, made.task.theta0[None][:0]
+        if r is not None:
+            theta, locals_ = r.theta, torch.full((len(made.parts), theta.numel()), torch.nan)
+            locals_[torch.from_numpy(r.cohort)] = before + r.deltas
+        before = theta
+        return {"boundary": lambda: boundary_scene(made.task, theta, locals_, x, y, owner)}
+
+    return now
 
 
 def _each_client(made: Setup) -> Callable[[Tensor], Callable[[], np.ndarray]]:

@@ -29,6 +29,7 @@ class Readout(Part):
     round = T.Int(0).tag(sync=True)
     rounds = T.Int(1).tag(sync=True)
     items: Any = T.List().tag(sync=True)
+    unit = T.Unicode("round").tag(sync=True)
 
     def __init__(self, items: Callable[[Snapshot], list[str]] = lambda snapshot: []):
         super().__init__(title="progress")

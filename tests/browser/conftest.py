@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from lab import NOTEBOOKS, browser_page, chromium, lab_server
+from lab import NOTEBOOKS, browser_page, chromium, lab_server, stop_kernels
 
 MEASURED: list[str] = []
 
@@ -21,10 +21,11 @@ FREEZE = """(() => {
   };
 })()"""
 
-SCRATCH = (
-    "from fedlearn.panels import Panel\n\npanel = Panel()\npanel",
-    "1 + 1",
-)
+SCRATCH = {
+    "scratch.ipynb": "from fedlearn.panels import Panel\n\npanel = Panel()\npanel",
+    "toy.ipynb": "from fedlearn.panels import ToyPanel\n\npanel = ToyPanel(clients=5)\npanel",
+    "compare.ipynb": "from fedlearn.panels import Compare\n\npanel = Compare()\npanel",
+}
 
 
 def write_notebook(path: Path, *cells: str) -> None:
@@ -44,7 +45,8 @@ def site(tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("site")
     for note in NOTEBOOKS.glob("*.ipynb"):
         shutil.copy(note, root)
-    write_notebook(root / "scratch.ipynb", *SCRATCH)
+    for name, cell in SCRATCH.items():
+        write_notebook(root / name, cell, "1 + 1")
     os.environ.setdefault("FEDLEARN_FAST", "1")
     with lab_server(root) as (address, token):
         yield address, token
@@ -54,6 +56,7 @@ def site(tmp_path_factory: pytest.TempPathFactory):
 def page(site):
     with browser_page(FREEZE if os.environ.get("FEDLEARN_TEST_FREEZE") else "") as page:
         yield page
+    stop_kernels(*site)  # or twenty notebooks would hold twenty kernels
 
 
 @pytest.fixture

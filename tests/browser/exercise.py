@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 import statistics
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from lab import in_kernel, open_notebook, run_all
 
-BUSY = "import time\nend = time.monotonic() + {}\nwhile time.monotonic() < end: time.sleep(0.02)"
+# A cell that holds the kernel until the test writes a file, a minute at most.
+BUSY = """
+import os, time
+end = time.monotonic() + 60
+while time.monotonic() < end and not os.path.exists({0!r}): time.sleep(0.02)
+os.path.exists({0!r}) and os.remove({0!r})
+"""
 
 # The probe lives in the page: it watches the picture and the clock, whatever the kernel does.
 PROBE = """root => {
-  const line = root.querySelector('path.line');
+  const line = [...root.querySelectorAll('path.line')].find(l => l.getAttribute('d'));
   const picture = (line || root.querySelector('.fl-part svg path')).closest('svg');
   const data = () => line ? line.getAttribute('d')
     : [...picture.querySelectorAll('path, rect, circle')].map(e => e.outerHTML).join('');
@@ -61,7 +68,7 @@ RERUN = """async index => {
 }"""
 
 
-def exercise(page: Any, site: tuple[str, str], name: str) -> str:
+def exercise(page: Any, site: tuple[str, str], name: str, presses: int = 20) -> str:
     """Open, run, drag, type, run again. Returns one line of measurements."""
     open_notebook(page, *site, name)
     run_all(page)
@@ -74,7 +81,7 @@ def exercise(page: Any, site: tuple[str, str], name: str) -> str:
     panel.evaluate(PROBE)
     assert page.evaluate("() => probe.data().length") > 20, "the picture is blank"
     while_another_cell_runs(page, panel)
-    latency = key_latency(page, panel)
+    latency = key_latency(page, panel, presses)
     fps = frames_per_second(page, panel)
     models, threads = ten_reruns(page, panel)
     assert page.problems == []
@@ -95,11 +102,14 @@ def sliders(panel: Any) -> list[Any]:
 def while_another_cell_runs(page: Any, panel: Any) -> None:
     """A drag by mouse and an arrow key change data and pixels although the kernel is busy."""
     handles = sliders(panel)
-    page.evaluate(WORK, BUSY.format(12))
+    enough = Path(tempfile.mkdtemp(prefix="busy-")) / "enough"
+    page.evaluate(WORK, BUSY.format(str(enough)))
     page.wait_for_function("() => probe.busy === true")
     changes(page, panel, lambda: drag(page, handles[0]), "the mouse")
     changes(page, panel, lambda: nudge(page, handles[min(1, len(handles) - 1)]), "the keyboard")
+    enough.touch()
     page.wait_for_function("() => probe.busy === false", timeout=30_000)
+    enough.parent.rmdir()
 
 
 def changes(page: Any, panel: Any, move: Any, who: str) -> None:
@@ -139,7 +149,7 @@ def nudge(page: Any, handle: Any) -> None:
     page.keyboard.press("ArrowLeft" if now >= top else "ArrowRight")
 
 
-def key_latency(page: Any, panel: Any, n: int = 20) -> list[float]:
+def key_latency(page: Any, panel: Any, n: int) -> list[float]:
     """Milliseconds from a key press to the first new frame in the document."""
     handle = sliders(panel)[0]
     handle.focus()

@@ -77,7 +77,7 @@ def lab_server(root: Path, settings: dict[str, Any] | None = None) -> Iterator[t
                 yield f"http://127.0.0.1:{port}", token
             finally:
                 with contextlib.suppress(OSError):
-                    _stop_kernels(f"http://127.0.0.1:{port}", token)
+                    stop_kernels(f"http://127.0.0.1:{port}", token)
                 server.terminate()
                 try:
                     server.wait(10)
@@ -204,6 +204,6 @@ def _wait_for(server: subprocess.Popen[bytes], address: str, token: str, log: Pa
     raise RuntimeError(f"JupyterLab did not answer in 90 s:\n{log.read_text()}")
 
 
-def _stop_kernels(address: str, token: str) -> None:
+def stop_kernels(address: str, token: str) -> None:
     for kernel in json.loads(_request(address, token, "/api/kernels")):
         _request(address, token, f"/api/kernels/{kernel['id']}", "DELETE")

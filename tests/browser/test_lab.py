@@ -13,12 +13,17 @@ from exercise import exercise, screenshots, sliders
 from lab import NOTEBOOKS, in_kernel, open_notebook, run_all
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-NAMES = ["scratch.ipynb", *sorted(p.name for p in NOTEBOOKS.glob("*.ipynb"))]
+NAMES = [
+    "scratch.ipynb",
+    "toy.ipynb",
+    "compare.ipynb",
+    *sorted(p.name for p in NOTEBOOKS.glob("*.ipynb")),
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook(site, page, measured, name):
-    measured.append(exercise(page, site, name))
+    measured.append(exercise(page, site, name, presses=40 if name == "scratch.ipynb" else 10))
     print(measured[-1])
     screenshots(page, name)
 
