@@ -12,10 +12,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fedlearn"
 LAYERS = [  # lowest first; within a layer, files may import one another
     {"rng", "partition"},
-    {"data", "model", "skew"},
+    {"data", "task", "module", "model", "skew"},
     {"transform", "optim"},
     {"algorithms", "aggregate", "privacy", "attacks", "federated_optimizer", "history"},
-    {"federate", "checkpoint"},
+    {"recipe", "simulated", "federate", "checkpoint"},
     {"plots", "diagnostics", "flower"},
     {"panels"},
 ]

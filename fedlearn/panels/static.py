@@ -156,7 +156,8 @@ def curve(axes: Any, part: Curve) -> None:
     if part.log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        axes.yaxis.set_minor_formatter(FuncFormatter(_two_and_five))
+        few = part.ylim[1] / part.ylim[0] < 1e3  # over more decades 2 and 5 would overlap
+        axes.yaxis.set_minor_formatter(FuncFormatter(_two_and_five if few else _nothing))
         axes.tick_params(which="minor", labelsize=10)
     axes.set(xlim=(0, part.xmax), ylim=part.ylim, xlabel=part.xlabel, ylabel=part.ylabel)
     axes.grid(alpha=0.25)
@@ -166,6 +167,10 @@ def curve(axes: Any, part: Curve) -> None:
         order = sorted(range(len(part.lines)), key=lambda i: rank.get(part.lines[i]["role"], 0))
         shown = [axes.lines[i] for i in order]
         axes.legend(handles=shown, loc=where, fontsize=10, framealpha=0.8, edgecolor="none")
+
+
+def _nothing(v: float, _: Any) -> str:
+    return ""
 
 
 def _two_and_five(v: float, _: Any) -> str:
