@@ -1,4 +1,4 @@
-"""A JupyterLab for the session, a browser for each test, and what was measured at the end."""
+"""A JupyterLab for the session, a page for each test, and what was measured at the end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from lab import NOTEBOOKS, browser_page, chromium, lab_server, stop_kernels
+from lab import NOTEBOOKS, browser, chromium, lab_server, page_in, stop_kernels
 
 MEASURED: list[str] = []
 
@@ -52,9 +52,15 @@ def site(tmp_path_factory: pytest.TempPathFactory):
         yield address, token
 
 
+@pytest.fixture(scope="session")
+def chrome(site):
+    with browser() as context:
+        yield context
+
+
 @pytest.fixture
-def page(site):
-    with browser_page(FREEZE if os.environ.get("FEDLEARN_TEST_FREEZE") else "") as page:
+def page(site, chrome):
+    with page_in(chrome, FREEZE if os.environ.get("FEDLEARN_TEST_FREEZE") else "") as page:
         yield page
     stop_kernels(*site)  # or twenty notebooks would hold twenty kernels
 

@@ -68,7 +68,7 @@ RERUN = """async index => {
 }"""
 
 
-def exercise(page: Any, site: tuple[str, str], name: str, presses: int = 20) -> str:
+def exercise(page: Any, site: tuple[str, str], name: str, presses: int, reruns: int) -> str:
     """Open, run, drag, type, run again. Returns one line of measurements."""
     open_notebook(page, *site, name)
     run_all(page)
@@ -83,12 +83,12 @@ def exercise(page: Any, site: tuple[str, str], name: str, presses: int = 20) -> 
     while_another_cell_runs(page, panel)
     latency = key_latency(page, panel, presses)
     fps = frames_per_second(page, panel)
-    models, threads = ten_reruns(page, panel)
+    models, threads = run_again(page, panel, reruns)
     assert page.problems == []
     return (
         f"{name}: slider to first new frame {statistics.median(latency):.0f} ms median, "
         f"{sorted(latency)[int(0.95 * (len(latency) - 1))]:.0f} ms p95 of {len(latency)}; "
-        f"{fps}; after ten re-runs {models} models, {threads} threads, no growth"
+        f"{fps}; after {reruns} re-runs {models} models, {threads} threads, no growth"
     )
 
 
@@ -177,8 +177,8 @@ def frames_per_second(page: Any, panel: Any) -> str:
     return f"{(len(times) - 1) / (times[-1] - times[0]) * 1000:.1f} frames a second"
 
 
-def ten_reruns(page: Any, panel: Any) -> tuple[int, int]:
-    """The panel's cell ten times more: one output, no more models or threads than at first."""
+def run_again(page: Any, panel: Any, times: int) -> tuple[int, int]:
+    """The panel's cell several times more: one output, no more models or threads than before."""
     index = panel.evaluate(
         """root => jupyterapp.shell.currentWidget.content.widgets
              .findIndex(c => c.node.contains(root))"""
@@ -186,13 +186,15 @@ def ten_reruns(page: Any, panel: Any) -> tuple[int, int]:
     cell = page.locator(".jp-Notebook .jp-Cell").nth(index)
     roots, outputs = cell.locator(".fl-root").count(), cell.locator(".jp-OutputArea-child").count()
     models, threads = map(int, in_kernel(page, COUNT).split())
-    for _ in range(10):
+    for _ in range(times):
         page.evaluate(RERUN, index)
     cell.locator(".fl-root").first.wait_for()
     page.wait_for_timeout(500)
     now_models, now_threads = map(int, in_kernel(page, COUNT).split())
-    assert now_models == models, f"{models} widget models before ten re-runs, {now_models} after"
-    assert now_threads <= threads, f"{threads} threads before ten re-runs, {now_threads} after"
+    assert now_models == models, (
+        f"{models} widget models before {times} re-runs, {now_models} after"
+    )
+    assert now_threads <= threads, f"{threads} threads before {times} re-runs, {now_threads} after"
     assert cell.locator(".fl-root").count() == roots
     assert cell.locator(".jp-OutputArea-child").count() == outputs
     assert page.evaluate(TROUBLE) == []

@@ -87,8 +87,8 @@ def lab_server(root: Path, settings: dict[str, Any] | None = None) -> Iterator[t
 
 
 @contextlib.contextmanager
-def browser_page(init: str = "", size: tuple[int, int] = (1400, 1000)) -> Iterator[Any]:
-    """Yield a Playwright page; ``page.problems`` collects what goes to the error console."""
+def browser(size: tuple[int, int] = (1400, 1000)) -> Iterator[Any]:
+    """Yield a browser with a profile of its own; its cache spares later pages JupyterLab's code."""
     from playwright.sync_api import sync_playwright
 
     with (
@@ -102,15 +102,24 @@ def browser_page(init: str = "", size: tuple[int, int] = (1400, 1000)) -> Iterat
             viewport={"width": size[0], "height": size[1]},
         )
         try:
-            page = context.pages[0] if context.pages else context.new_page()
-            page.problems = []
-            page.on("pageerror", lambda e: page.problems.append(f"pageerror: {e}"))
-            page.on("console", lambda m: _note(page, m))
-            if init:
-                page.add_init_script(init)
-            yield page
+            yield context
         finally:
             context.close()
+
+
+@contextlib.contextmanager
+def page_in(context: Any, init: str = "") -> Iterator[Any]:
+    """Yield a new page; ``page.problems`` collects what goes to the error console."""
+    page = context.new_page()
+    page.problems = []
+    page.on("pageerror", lambda e: page.problems.append(f"pageerror: {e}"))
+    page.on("console", lambda m: _note(page, m))
+    if init:
+        page.add_init_script(init)
+    try:
+        yield page
+    finally:
+        page.close()
 
 
 def _note(page: Any, message: Any) -> None:
