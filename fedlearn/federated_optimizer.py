@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .optim import check_lr
+
 
 class SGD(torch.optim.SGD):
     """``torch.optim.SGD`` whose gradient is the clients' weighted mean: FedSGD.
@@ -45,7 +47,7 @@ class SGD(torch.optim.SGD):
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.0):
-        _check_lr("federated_optimizer.SGD", lr)
+        check_lr("federated_optimizer.SGD", lr)
         super().__init__(params, lr=lr, momentum=momentum)
 
     def receive(self, weight: float) -> None:
@@ -82,7 +84,7 @@ class Adam(torch.optim.Adam):
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float):
-        _check_lr("federated_optimizer.Adam", lr)
+        check_lr("federated_optimizer.Adam", lr)
         super().__init__(params, lr=lr)
 
     def receive(self, weight: float) -> None:
@@ -95,11 +97,6 @@ class Adam(torch.optim.Adam):
         out = super().step(closure)
         self.zero_grad()
         return out
-
-
-def _check_lr(name: str, lr: float) -> None:
-    if not (lr > 0 and math.isfinite(lr)):
-        raise ValueError(f"{name}: lr must be > 0 and finite, got {lr}, e.g. lr=0.1")
 
 
 def _parameters(opt: torch.optim.Optimizer) -> Iterable[Tensor]:

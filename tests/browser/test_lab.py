@@ -30,12 +30,18 @@ def test_a_notebook(site, page, measured, name):
     screenshots(page, name)
 
 
-def test_a_panel_reads_well_without_eyes_and_mouse(site, page):
+def full_panel(page, site):
+    """The scratch notebook's panel, drawn, its handles named."""
     open_notebook(page, *site, "scratch.ipynb")
     run_all(page)
     panel = page.locator(".fl-root").first
     panel.wait_for()
     page.wait_for_timeout(800)
+    return panel
+
+
+def test_a_panel_reads_well_without_eyes_and_mouse(site, page):
+    panel = full_panel(page, site)
     names = ("Clients", "Skew α", "Local epochs", "Batch", "Learning rate", "Cohort")
     for name in names:
         handle = panel.get_by_role("slider", name=name, exact=True)
@@ -57,10 +63,7 @@ def test_a_panel_reads_well_without_eyes_and_mouse(site, page):
 
 
 def test_nothing_is_cut_off_at_any_width(site, page):
-    open_notebook(page, *site, "scratch.ipynb")
-    run_all(page)
-    panel = page.locator(".fl-root").first
-    panel.wait_for()
+    panel = full_panel(page, site)
     for width in (1500, 960, 700, 420):
         panel.evaluate("(e, w) => { e.style.maxWidth = e.style.width = w + 'px'; }", width)
         page.wait_for_timeout(400)
@@ -87,11 +90,7 @@ def test_nothing_is_cut_off_at_any_width(site, page):
 
 
 def test_a_move_in_the_browser_is_the_value_in_the_kernel(site, page):
-    open_notebook(page, *site, "scratch.ipynb")
-    run_all(page)
-    panel = page.locator(".fl-root").first
-    panel.wait_for()
-    page.wait_for_timeout(500)
+    panel = full_panel(page, site)
     handle = sliders(panel)[1]
     handle.focus()
     for _ in range(5):
