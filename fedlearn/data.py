@@ -310,7 +310,8 @@ def schedule(
     batch: int | None,
     epochs: int,
     seed: int,
-    round: int,
+    round: int | np.ndarray,
+    work: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The minibatch plan of a cohort for one round: E passes over each client's data, reshuffled.
 
@@ -323,7 +324,8 @@ def schedule(
         batch: B; None for all of a client's examples in one batch (B = inf).
         epochs: E.
         seed: The run's seed.
-        round: t.
+        round: t; or (K,), if every client is in a round of its own.
+        work: (K,) the fraction of its steps that each client does, rounded up; None for all.
 
     Returns:
         ``index`` (K, T, B) int64, ``mask`` (K, T, B) float32, ``n`` (K,) float32, where T is the
@@ -352,12 +354,23 @@ def schedule(
     mask = np.zeros((len(own), epochs, T1 * B), np.float32)
     mask[client, :, at] = 1.0
     first = client.astype(np.uint64) << np.uint64(44)  # one sort for all: client, then hash
+    at_round = np.repeat(round, n) if isinstance(round, np.ndarray) else round
     for e in range(epochs):
-        key = hashed(flat, seed, Use.SHUFFLE, round, e) >> np.uint64(20)
+        key = hashed(flat, seed, Use.SHUFFLE, at_round, e) >> np.uint64(20)
         index[client, e, at] = flat[np.argsort(key | first, kind="stable")]
     shape = (len(own), epochs * T1, B)
+    mask = mask.reshape(shape)
+    if work is not None:
+        mask *= _done(mask, work)[..., None]
     return (
         torch.from_numpy(index.reshape(shape)),
-        torch.from_numpy(mask.reshape(shape)),
+        torch.from_numpy(mask),
         torch.from_numpy(n.astype(np.float32)),
     )
+
+
+def _done(mask: np.ndarray, work: np.ndarray) -> np.ndarray:
+    """(K, T) which steps are done: the first ceil(work_k tau_k) of client k's, at least one."""
+    real = mask.any(-1)
+    steps = np.cumsum(real, axis=1)
+    return steps <= np.maximum(np.ceil(np.asarray(work)[:, None] * steps[:, -1:]), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from .algorithms import Message, Reply
+from .algorithms.base import nbytes, payload
 from .history import Diverged, History, Round, collect
+from .participation import Call, sample, uniform
 from .recipe import Recipe, _at_least, _same_recipe
-from .rng import Use, numpy_rng
 from .simulated import Simulated, centralised
 from .transform import Context
 
@@ -49,7 +51,7 @@ def federate(
     clients: Clients,
     *,
     rounds: int,
-    cohort: int | None = None,
+    cohort: int | Call | None = None,
     evaluate: Evaluate | None = None,
     every: int = 1,
 ) -> Iterator[Round]:
@@ -59,7 +61,8 @@ def federate(
         recipe: Method, start, pipeline, batch, epochs, seed.
         clients: Where the clients are, e.g. :class:`Simulated`.
         rounds: How many.
-        cohort: K, clients drawn for each round, without replacement; None for all of them.
+        cohort: K, clients drawn for each round, without replacement; None for all of them. Or
+            another way to call them, from :mod:`fedlearn.participation`.
         evaluate: theta (d,) -> metrics, e.g. ``model.evaluator(task, data.x_test, data.y_test)``.
         every: Evaluate every so many rounds, and after the last.
 
@@ -72,6 +75,7 @@ def federate(
 
     Example:
         >>> from fedlearn import algorithms, data, model, partition
+        >>> from fedlearn.rng import Use, numpy_rng
         >>> digits = data.load("digits")
         >>> task = model.softmax_regression(64, 10)
         >>> parts = partition.iid(digits.y, 20, numpy_rng(0, Use.PARTITION))
@@ -85,21 +89,24 @@ def federate(
     for name, value in (("rounds", rounds), ("every", every)):
         if not _at_least(value, 1):
             raise ValueError(f"federate: {name} must be an integer >= 1, got {value!r}, e.g. 10")
-    K = clients.count if cohort is None else cohort
-    if not (_at_least(K, 1) and K <= clients.count):
+    if cohort is None or callable(cohort):
+        call = cohort or uniform()
+    elif _at_least(cohort, 1) and cohort <= clients.count:
+        call = uniform(cohort)
+    else:
         raise ValueError(
             f"federate: the cohort must be an integer from 1 to the population's {clients.count} "
             f"clients, got {cohort!r}, e.g. cohort={max(1, clients.count // 2)}"
         )
     _same_recipe(recipe, getattr(clients, "recipe", recipe))
-    return loop(recipe, clients, rounds, K, evaluate, every)
+    return loop(recipe, clients, rounds, call, evaluate, every)
 
 
 def loop(
     recipe: Recipe,
     clients: Clients,
     rounds: int,
-    cohort: int,
+    call: Call,
     evaluate: Evaluate | None = None,
     every: int = 1,
 ) -> Iterator[Round]:
@@ -114,9 +121,11 @@ def loop(
     state, history = algorithm.init(recipe.theta.to(clients.device)), History({}, recipe.theta)
     for t in range(rounds):
         # fmt: off
-        S       = sample(clients.count, cohort, seed, t)   # S_t, K of the N clients
-        ctx     = Context(seed, t, S, S)
+        ctx     = call(clients.count, seed, t)             # S_t is called; some or all answer
         message = algorithm.message(state)                 # theta_t goes out
+        if not len(ctx.rows):                              # nobody answers: theta stays
+            yield _nobody(t, state["theta"], message, ctx)
+            continue
         reply   = clients.run(message, ctx)                # Delta_k and n_k come back, k in S_t
         p       = reply["n"] / reply["n"].sum()            # p_k = n_k / sum_j n_j
         delta   = pipeline.combine(reply, p, ctx)          # sum_k p_k Delta_k, or another rule
@@ -125,50 +134,34 @@ def loop(
 
         theta = state["theta"]
         if not bool(theta.isfinite().all()):
-            raise Diverged(t, _not_finite(reply["delta"], S), history)
+            raise Diverged(t, _not_finite(reply["delta"], ctx.rows), history)
         due = evaluate and ((t + 1) % every == 0 or t == rounds - 1)
         metrics = evaluate(theta) if evaluate and due else {}
         loss = float(p @ reply["loss"])
-        sent, received = nbytes(message), nbytes(_payload(reply)) // len(S)
-        r = Round(t, theta, S, reply["delta"], p, loss, sent, received, metrics)
+        r = Round(
+            t=t,
+            theta=theta,
+            cohort=ctx.rows,
+            deltas=reply["delta"],
+            p=p,
+            loss=loss,
+            sent=nbytes(message),
+            received=payload(reply),
+            metrics=metrics,
+            called=len(ctx.cohort),
+            seconds=float(reply["seconds"].max()) if "seconds" in reply else math.nan,
+        )
         history.add(r)
         yield r
 
 
-def sample(n: int, k: int, seed: int, t: int) -> np.ndarray:
-    """S_t: k of n clients, uniformly and without replacement. A function of (seed, t).
-
-    Args:
-        n: N, the population.
-        k: K, the cohort.
-        seed: The run's seed.
-        t: The round.
-
-    Returns:
-        (k,) client numbers, ascending.
-
-    Example:
-        >>> sample(5, 5, seed=0, t=0)
-        array([0, 1, 2, 3, 4])
-    """
-    if k == n:
-        return np.arange(n)
-    return np.sort(numpy_rng(seed, Use.SAMPLE, t).choice(n, size=k, replace=False))
-
-
-def nbytes(tensors: dict[str, Tensor]) -> int:
-    """Size of a message: numbers times bytes each.
-
-    Example:
-        >>> nbytes({"theta": torch.zeros(7850)})
-        31400
-    """
-    return sum(v.numel() * v.element_size() for v in tensors.values())
-
-
-def _payload(reply: Reply) -> Reply:
-    """What the method needs: without n_k, known to the server, and the loss, kept for the plot."""
-    return {k: v for k, v in reply.items() if k not in ("n", "loss")}
+def _nobody(t: int, theta: Tensor, message: Message, ctx: Context) -> Round:
+    """A round in which nobody was called, or nobody answered."""
+    none = theta[:0]
+    deltas = theta.expand(0, -1)
+    return Round(
+        t, theta, ctx.rows, deltas, none, math.nan, nbytes(message), 0, {}, len(ctx.cohort)
+    )
 
 
 def _not_finite(deltas: Tensor, cohort: np.ndarray) -> list[int]:

@@ -82,7 +82,9 @@ def client_app(load: Load) -> ClientApp:
         config: Any = content["config"]
         me = int(context.node_config["partition-id"])
         cohort = np.array(list(config["cohort"]))
-        ctx = Context(int(config["seed"]), int(config["round"]), cohort, np.array([me]))
+        asked, works = list(config["rows"]), list(config["work"])
+        work = np.array([works[asked.index(me)]]) if works else None
+        ctx = Context(int(config["seed"]), int(config["round"]), cohort, np.array([me]), work)
         message = unpack(content["message"])
         reply, kept = _train(recipe, x, y, rows, message, ctx, context)
         if kept:
@@ -110,8 +112,11 @@ def _train(
         epochs=recipe.epochs,
         seed=ctx.seed,
         round=ctx.round,
+        work=ctx.work,
     )
     mask, n = (v.to(message["theta"].dtype) for v in plan[1:])
+    if recipe.equal:
+        n = torch.ones_like(n)
     state: Any = context.state
     before = unpack(state["memory"]) if "memory" in state else recipe.memory()
     memory = {k: v[None] for k, v in before.items()}
@@ -159,7 +164,10 @@ class GridClients:
     def run(self, message: Broadcast, ctx: Context) -> Reply:
         """Send the message to the nodes of ``ctx.rows`` and wait. -> {name: (K, ...)}"""
         cohort = [int(k) for k in ctx.cohort]
+        answering = [int(k) for k in ctx.rows]
+        work = [] if ctx.work is None else [float(w) for w in ctx.work]
         config = ConfigRecord({"seed": ctx.seed, "round": ctx.round, "cohort": cohort})
+        config["rows"], config["work"] = answering, work
         content = RecordDict({"message": pack(message), "config": config})
         out = [
             Message(content=content, message_type="train", dst_node_id=self.node_of[int(k)])

@@ -24,6 +24,8 @@ class Round(NamedTuple):
         sent: Bytes from the server to ONE client.
         received: Bytes from ONE client to the server: delta and what else the method needs.
         metrics: What ``evaluate`` returned; empty in a round that wasn't evaluated.
+        called: Clients that the server sent to, those that dropped out included.
+        seconds: How long the round took on the simulated clock; NaN without one.
     """
 
     t: int
@@ -35,6 +37,8 @@ class Round(NamedTuple):
     sent: int
     received: int
     metrics: dict[str, float]
+    called: int
+    seconds: float = math.nan
 
 
 class Diverged(FloatingPointError):
@@ -63,8 +67,9 @@ class Diverged(FloatingPointError):
 class History:
     """The numbers of a run, a column each; ``history["loss"]`` is a NumPy array over rounds.
 
-    Columns: ``round`` (1 after the first), ``bytes`` (sent and received by all clients so far),
-    ``train_loss``, and every metric of ``evaluate`` (NaN where a round wasn't evaluated).
+    Columns: ``round`` (1 after the first), ``bytes`` (both ways, all clients, so far),
+    ``train_loss``, ``seconds`` so far if there is a simulated clock, and every metric of
+    ``evaluate`` (NaN where a round wasn't evaluated).
 
     Attributes:
         columns: name -> list of numbers.
@@ -98,14 +103,17 @@ class History:
             >>> h = History({}, None)
             >>> import torch
             >>> one = torch.ones(1)
-            >>> h.add(Round(0, one, np.array([0]), one[None], one, 2.3, 4, 4, {}))
+            >>> h.add(Round(0, one, np.array([0]), one[None], one, 2.3, 4, 4, {}, 1))
             >>> h["bytes"]
             array([8])
         """
         n = len(self)
-        before = self.columns["bytes"][-1] if n else 0
-        total = before + (r.sent + r.received) * len(r.cohort)
-        row = {"round": r.t + 1, "bytes": total, "train_loss": r.loss, **r.metrics}
+        so_far = lambda name: self.columns[name][-1] if n else 0
+        moved = r.sent * r.called + r.received * len(r.cohort)
+        row = {"round": r.t + 1, "bytes": so_far("bytes") + moved, "train_loss": r.loss}
+        if not math.isnan(r.seconds):
+            row["seconds"] = so_far("seconds") + r.seconds
+        row |= r.metrics
         for name in {**self.columns, **row}:
             column = self.columns.setdefault(name, [math.nan] * n)
             column.append(row.get(name, math.nan))

@@ -23,6 +23,8 @@ class Recipe:
         batch: B, examples of a local step; None for all of a client's (B = inf).
         epochs: E, local passes a round over a client's data.
         seed: Of the cohorts, the shuffles and the noise.
+        equal: Every client counts 1 and not n_k: p_k = 1/K. For cohorts drawn in proportion to n_k,
+            and where no client may count more than another.
 
     Raises:
         ValueError: If ``batch``, ``epochs`` or ``seed`` is out of range, or ``theta`` not a vector.
@@ -40,6 +42,7 @@ class Recipe:
     batch: int | None = 32
     epochs: int = 1
     seed: int = 0
+    equal: bool = False
 
     def __post_init__(self) -> None:
         if self.theta.dim() != 1 or not self.theta.isfinite().all():

@@ -22,6 +22,10 @@ class Use(IntEnum):
     NOISE = 5  # noise added by the server
     TOY = 6  # examples of made-up data
     SKEW = 7  # noise on a client's features
+    AVAILABLE = 8  # which clients are there
+    DROPOUT = 9  # which of the called never answer
+    STRAGGLE = 10  # which are slow, and how slow
+    FLEET = 11  # speeds of machines and lines
 
 
 def numpy_rng(seed: int, *path: int) -> np.random.Generator:
@@ -50,7 +54,7 @@ def numpy_rng(seed: int, *path: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=key))
 
 
-def hashed(keys: np.ndarray, *path: int) -> np.ndarray:
+def hashed(keys: np.ndarray, *path: int | np.ndarray) -> np.ndarray:
     """64 well-mixed bits for every integer in ``keys`` and the path, all at once.
 
     One call replaces a generator per client: sorting examples by their hash shuffles them.
@@ -59,7 +63,7 @@ def hashed(keys: np.ndarray, *path: int) -> np.ndarray:
 
     Args:
         keys: (n,) integers >= 0.
-        *path: Integers >= 0, as for :func:`numpy_rng`.
+        *path: Integers >= 0, as for :func:`numpy_rng`; or (n,) of them, one a key.
 
     Returns:
         (n,) uint64.
@@ -70,7 +74,7 @@ def hashed(keys: np.ndarray, *path: int) -> np.ndarray:
     """
     state = np.zeros(1, np.uint64)
     for p in path:
-        state = _mix(state ^ np.uint64(p))
+        state = _mix(state ^ np.asarray(p).astype(np.uint64))
     return _mix(keys.astype(np.uint64) ^ state)
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from .algorithms import Message, Reply
+from .algorithms.base import nbytes, payload
 from .data import Shards, schedule
+from .fleet import Fleet
 from .model import check_labels, cross_entropy
 from .recipe import Recipe, _at_least
 from .transform import Context
@@ -28,6 +30,7 @@ class Simulated:
         chunk: Clients trained at once; None picks a number whose parameters stay in the cache. It
             changes nothing but speed, beyond float rounding.
         device: ``"cpu"`` or ``"cuda"``: where all of the run happens.
+        fleet: The clients' machines; then every reply says how many ``seconds`` it took.
 
     Raises:
         ValueError: If x and y differ in length, x holds inf or NaN, a client is empty or holds rows
@@ -50,11 +53,12 @@ class Simulated:
         *,
         chunk: int | None = None,
         device: str | torch.device = "cpu",
+        fleet: Fleet | None = None,
     ):
         _check_data(recipe, x, y, parts)
         if chunk is not None and not _at_least(chunk, 1):
             raise ValueError(f"Simulated: chunk must be an integer >= 1, got {chunk!r}, e.g. 10")
-        self.recipe, self.count = recipe, len(parts)
+        self.recipe, self.count, self.fleet = recipe, len(parts), fleet
         self.parts = [np.asarray(rows) for rows in parts]
         self.device = torch.device(device)
         self.x, self.y = x.to(self.device), y.to(self.device)
@@ -76,14 +80,19 @@ class Simulated:
             >>> one.run({"theta": task.theta0}, Context(0, 0, S, S))["delta"].shape
             torch.Size([1, 6])
         """
+        if self.memory and len(np.unique(ctx.rows)) < len(ctx.rows):
+            raise ValueError(
+                "Simulated: a client that remembers something can't be in a cohort twice; draw "
+                "without replacement, e.g. weighted(k, sizes, replace=False)"
+            )
         if len(ctx.rows) <= self.chunk:
             return self._train(message, ctx)
         sizes = [len(self.parts[k]) for k in ctx.rows]
         order = np.argsort(sizes, kind="stable")  # like sizes share a chunk: little padding
-        replies = [
-            self._train(message, ctx._replace(rows=ctx.rows[at]))
-            for at in np.split(order, range(self.chunk, len(order), self.chunk))
-        ]
+        replies = []
+        for at in np.split(order, range(self.chunk, len(order), self.chunk)):
+            work = None if ctx.work is None else ctx.work[at]
+            replies.append(self._train(message, ctx._replace(rows=ctx.rows[at], work=work)))
         back = torch.from_numpy(np.argsort(order)).to(self.device)
         return {k: torch.cat([r[k] for r in replies])[back] for k in replies[0]}
 
@@ -96,11 +105,14 @@ class Simulated:
             batch=recipe.batch,
             epochs=recipe.epochs,
             seed=recipe.seed,
-            round=ctx.round,
+            round=ctx.round if ctx.turns is None else ctx.turns,
+            work=ctx.work,
         )
         index = plan[0].to(self.device)
         real = message["theta"].dtype  # float64 models too
         mask, n = (v.to(self.device, real) for v in plan[1:])
+        if recipe.equal:
+            n = torch.ones_like(n)
         memory = {k: v[rows] for k, v in self.memory.items()}
         own = {k: v for k, v in memory.items() if not k[0].isdigit()}  # the rest: the pipeline's
         shards = Shards(self.x, self.y, index, mask, n)
@@ -108,7 +120,12 @@ class Simulated:
         delta, stages = recipe.pipeline.encode(reply["delta"], n, memory, ctx)
         for k, v in {**own, **stages}.items():
             self.memory[k][rows] = v
-        return {**reply, "delta": delta, "n": n}
+        reply = {**reply, "delta": delta, "n": n}
+        if self.fleet:
+            examples = mask.sum((1, 2)).cpu().numpy()
+            took = self.fleet.seconds(ctx.rows, examples, nbytes(message), payload(reply))
+            reply["seconds"] = torch.from_numpy(took).to(self.device)
+        return reply
 
 
 def centralised(

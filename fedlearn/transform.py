@@ -22,6 +22,9 @@ from .rng import Use, numpy_rng
 Memory = dict[str, Tensor]  # what one client keeps between rounds; stacked: (K, ...)
 
 
+NOT_SENT = {"n", "loss", "seconds"}  # of a reply: known to the server, or kept for the plot
+
+
 class Context(NamedTuple):
     """Which round, who is in it, and which of them the rows at hand are.
 
@@ -29,13 +32,18 @@ class Context(NamedTuple):
         seed: The run's seed.
         round: t.
         cohort: (K,) numbers of the clients in this round.
-        rows: Numbers of the rows at hand: the cohort on a server, one client on a client.
+        rows: Numbers of the rows at hand: those that answer on a server, one client on a client.
+        work: (R,) the fraction of its local steps that each row does; None for all of them.
+        turns: (R,) the number that each row's shuffle depends on where clients have no common
+            round, as in an asynchronous run; None for the round t.
     """
 
     seed: int
     round: int
     cohort: np.ndarray
     rows: np.ndarray
+    work: np.ndarray | None = None
+    turns: np.ndarray | None = None
 
 
 class Rowwise(NamedTuple):
@@ -120,7 +128,7 @@ class Pipeline(NamedTuple):
             tensor([1.])
         """
         hidden = [s.name for s in self.on_client if s.private]
-        bare = sorted(set(reply) - {"delta", "n", "loss"})
+        bare = sorted(set(reply) - {"delta"} - NOT_SENT)
         if hidden and bare:
             raise ValueError(
                 f"{' and '.join(hidden)} protects only 'delta', but this method also sends {bare} "

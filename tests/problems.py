@@ -27,7 +27,25 @@ from fedlearn.rng import Use, numpy_rng
 METHODS: dict[str, Callable[[Task], Algorithm]] = {
     "fedavg": lambda task: algorithms.fedavg(task, lr=0.3),
     "fedavg, server_lr": lambda task: algorithms.fedavg(task, lr=0.3, server_lr=0.7),
+    "fedavg, momentum and decay": lambda task: algorithms.fedavg(
+        task, lr=0.1, beta=0.8, weight_decay=0.01
+    ),
     "fedsgd": lambda task: algorithms.fedsgd(task, lr=0.5),
+    "fedsgd, momentum": lambda task: algorithms.fedsgd(task, lr=0.3, beta=0.5),
+    "fedprox": lambda task: algorithms.fedprox(task, lr=0.3, mu=0.1),
+    "fedprox, strong": lambda task: algorithms.fedprox(task, lr=0.5, mu=2.0),  # lr mu = 1
+    "scaffold": lambda task: algorithms.scaffold(task, lr=0.2, n_total=240),
+    "scaffold, option 1": lambda task: algorithms.scaffold(task, lr=0.2, n_total=240, option=1),
+    "fednova": lambda task: algorithms.fednova(task, lr=0.3),
+    "fednova, momentum and pull": lambda task: algorithms.fednova(task, lr=0.1, beta=0.7, mu=0.5),
+    "feddyn": lambda task: algorithms.feddyn(task, lr=0.2, alpha=0.5, n_total=240),
+    "fedavgm": lambda task: algorithms.fedavgm(task, lr=0.2, beta=0.6),
+    "fedadagrad": lambda task: algorithms.fedadagrad(task, lr=0.3, server_lr=0.1),
+    "fedadam": lambda task: algorithms.fedadam(task, lr=0.3, server_lr=0.05),
+    "fedyogi": lambda task: algorithms.fedyogi(task, lr=0.3, server_lr=0.05),
+    "scheduled": lambda task: algorithms.scheduled(
+        lambda lr: algorithms.fedavg(task, lr), lambda t: 0.4 * 0.95**t
+    ),
 }
 
 

@@ -303,7 +303,9 @@ def test_a_client_without_a_step_stands_still():
     index = torch.zeros(2, 3, 1, dtype=torch.int64)
     mask = torch.tensor([[[1.0]] * 3, [[0.0]] * 3], dtype=torch.float64)
     shards = Shards(x, y, index, mask, torch.ones(2, dtype=torch.float64))
-    theta, tau, _ = descend(task, task.theta0, shards, 0.1, lambda w: w - 5.0)  # pulls everyone
+    theta, tau, _ = descend(
+        task, task.theta0, shards, 0.1, mu=1.0, shift=torch.tensor(-5.0)
+    )  # pulls everyone
     assert tau.tolist() == [[3.0], [0.0]]
     assert theta[1].item() == 0.0 and theta[0].item() > 0.0
 
@@ -313,7 +315,7 @@ def test_a_correction_is_added_to_the_gradient():
     task, x, y, _ = quadratics([2.0], [1.0], [1])
     one = torch.ones(1, 2, 1, dtype=torch.float64)
     shards = Shards(x, y, torch.zeros(1, 2, 1, dtype=torch.int64), one, one[0, 0])
-    theta, tau, _ = descend(task, task.theta0, shards, 0.1, lambda w: 3.0 * w)
+    theta, tau, _ = descend(task, task.theta0, shards, 0.1, mu=3.0)
     first = 0.0 - 0.1 * (2 * (0.0 - 1) + 3 * 0.0)
     second = first - 0.1 * (2 * (first - 1) + 3 * first)
     assert theta.item() == pytest.approx(second, abs=1e-12)

@@ -89,12 +89,16 @@ def test_the_chunk_size_changes_nothing(method, chunk):
 def test_the_order_of_the_cohort_changes_nothing(method):
     """Asked in another order, every client answers the same."""
     p = problem()
-    recipe = Recipe(METHODS[method](p.closed_form), p.closed_form.theta0, batch=16, epochs=2)
+    algorithm = METHODS[method](p.closed_form)
+    recipe = Recipe(algorithm, p.closed_form.theta0, batch=16, epochs=2)
+    message = algorithm.message(algorithm.init(recipe.theta))
     S = np.array([6, 1, 4, 0, 7])
-    clients = Simulated(recipe, p.x, p.y, p.parts, chunk=2)
-    there = clients.run({"theta": recipe.theta}, Context(0, 3, S, S))
     order = np.argsort(S)
-    here = clients.run({"theta": recipe.theta}, Context(0, 3, S[order], S[order]))
+
+    def asked(S):  # by clients that remember nothing yet
+        return Simulated(recipe, p.x, p.y, p.parts, chunk=2).run(message, Context(0, 3, S, S))
+
+    there, here = asked(S), asked(S[order])
     assert {"delta", "n", "loss"} <= set(there)
     for name in there:
         close(there[name][torch.from_numpy(order)], here[name])

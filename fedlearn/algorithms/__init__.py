@@ -2,6 +2,28 @@
 
 from .base import Algorithm, Message, Reply
 from .fedavg import fedavg
+from .feddyn import feddyn
+from .fednova import fednova
+from .fedopt import fedadagrad, fedadam, fedavgm, fedopt, fedyogi
+from .fedprox import fedprox
 from .fedsgd import fedsgd
+from .scaffold import scaffold
+from .scheduled import scheduled
 
-__all__ = ["Algorithm", "Message", "Reply", "fedavg", "fedsgd"]
+__all__ = [
+    "Algorithm",
+    "Message",
+    "Reply",
+    "fedadagrad",
+    "fedadam",
+    "fedavg",
+    "fedavgm",
+    "feddyn",
+    "fednova",
+    "fedopt",
+    "fedprox",
+    "fedsgd",
+    "fedyogi",
+    "scaffold",
+    "scheduled",
+]

@@ -6,11 +6,17 @@ from torch import Tensor
 
 from ..data import Shards
 from ..model import Task
-from ..optim import check_lr, descend
+from ..optim import check_local, check_lr, descend
 from .base import Algorithm, Kept, Message, Reply, State
 
 
-def fedavg(task: Task, lr: float, server_lr: float = 1.0) -> Algorithm:
+def fedavg(
+    task: Task,
+    lr: float,
+    server_lr: float = 1.0,
+    beta: float = 0.0,
+    weight_decay: float = 0.0,
+) -> Algorithm:
     r"""Federated averaging: E local epochs, then theta <- theta + server_lr * Σ_k p_k delta_k.
 
     delta_k = theta_k - theta, with theta_k what client k's local SGD reaches from theta. With
@@ -20,12 +26,15 @@ def fedavg(task: Task, lr: float, server_lr: float = 1.0) -> Algorithm:
         task: What the clients minimise.
         lr: Learning rate eta of the clients.
         server_lr: eta_s, 1 in the paper.
+        beta: Momentum of the clients' SGD, from 0 each round; 0 in the paper.
+        weight_decay: Pull towards 0 in the clients' SGD; 0 in the paper.
 
     Returns:
         An :class:`~fedlearn.algorithms.Algorithm`. Epochs E and batch B belong to the ``Recipe``.
 
     Raises:
-        ValueError: If a learning rate is not > 0 and finite.
+        ValueError: If a learning rate is not > 0 and finite, ``beta`` not in [0, 1), or
+            ``weight_decay`` not >= 0 and finite.
 
     Example:
         >>> from fedlearn.model import softmax_regression
@@ -42,13 +51,14 @@ def fedavg(task: Task, lr: float, server_lr: float = 1.0) -> Algorithm:
     """
     check_lr("fedavg", lr)
     check_lr("fedavg", server_lr, "server_lr")
+    check_local("fedavg", beta, weight_decay=weight_decay)
 
     def init(theta: Tensor) -> State:
         return {"theta": theta}
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         theta = message["theta"]
-        theta_k, _, loss = descend(task, theta, shards, lr)
+        theta_k, _, loss = descend(task, theta, shards, lr, beta=beta, weight_decay=weight_decay)
         return {"delta": theta_k - theta, "loss": loss}, memory
 
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..data import Shards
 from ..model import Task
 from ..optim import check_lr
 from .base import Algorithm, Kept, Message, Reply
-from .fedavg import fedavg
+from .fedopt import fedavgm
 
 
-def fedsgd(task: Task, lr: float) -> Algorithm:
+def fedsgd(task: Task, lr: float, beta: float = 0.0) -> Algorithm:
     r"""One gradient a round: theta <- theta - lr * Σ_k p_k ∇L_k(theta).
 
     Client k sends delta_k = -lr ∇L_k(theta), the gradient taken at theta over the round's examples.
@@ -21,6 +22,7 @@ def fedsgd(task: Task, lr: float) -> Algorithm:
     Args:
         task: What the clients minimise.
         lr: Learning rate eta.
+        beta: Momentum on the server: v <- beta v + Σ_k p_k delta_k; theta <- theta + v.
 
     Returns:
         An :class:`~fedlearn.algorithms.Algorithm`. The ``Recipe`` wants ``epochs=1, batch=None``
@@ -28,7 +30,7 @@ def fedsgd(task: Task, lr: float) -> Algorithm:
         averaged over the batches, which is the same number.
 
     Raises:
-        ValueError: If ``lr`` is not > 0 and finite.
+        ValueError: If ``lr`` is not > 0 and finite, or ``beta`` not in [0, 1).
 
     Example:
         >>> from fedlearn.model import softmax_regression
@@ -41,14 +43,37 @@ def fedsgd(task: Task, lr: float) -> Algorithm:
     check_lr("fedsgd", lr)
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
-        theta_k = message["theta"].expand(len(shards.n), -1)  # everyone at theta, no step taken
-        seen = shards.mask.sum((1, 2))  # examples of all batches: n_k, E times
-        delta, loss = torch.zeros_like(theta_k), torch.zeros_like(seen)
-        for x, y, mask in shards.batches():
-            g, objective = task.grad(theta_k, x, y, mask)
-            share = mask.sum(1) / seen
-            delta -= lr * share[:, None] * g
-            loss += share * objective
-        return {"delta": delta, "loss": loss}, memory
+        g, loss = gradients(task, message["theta"], shards)
+        return {"delta": -lr * g, "loss": loss}, memory
 
-    return fedavg(task, lr)._replace(client=client)
+    return fedavgm(task, lr, beta=beta)._replace(client=client)
+
+
+def gradients(task: Task, theta: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:
+    """∇L_k(theta) and L_k(theta) over the round's examples, all taken at theta.
+
+    Args:
+        task: What the clients minimise.
+        theta: (d,) where; (K, d) if every client's is another.
+        shards: The round's minibatches.
+
+    Returns:
+        Gradients (K, d) and objectives (K,).
+
+    Example:
+        >>> from fedlearn.model import softmax_regression
+        >>> task = softmax_regression(2, 2)
+        >>> x, y = torch.eye(2), torch.tensor([0, 1])
+        >>> one = Shards(x, y, torch.tensor([[[0, 1]]]), torch.ones(1, 1, 2), torch.tensor([2.0]))
+        >>> gradients(task, task.theta0, one)[0]
+        tensor([[-0.2500,  0.2500,  0.2500, -0.2500,  0.0000,  0.0000]])
+    """
+    theta_k = theta.expand(len(shards.n), -1)
+    seen = shards.mask.sum((1, 2)).clamp(min=1)  # examples of all batches: n_k, E times
+    total, loss = torch.zeros_like(theta_k), torch.zeros_like(seen)
+    for x, y, mask in shards.batches():
+        g, objective = task.grad(theta_k, x, y, mask)
+        share = mask.sum(1) / seen
+        total += share[:, None] * g
+        loss += share * objective
+    return total, loss

@@ -1,0 +1,78 @@
+"""FedDyn: Acar et al., 2021, Algorithm 1. https://arxiv.org/abs/2111.04263"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..data import Shards
+from ..model import Task
+from ..optim import check, check_lr, descend
+from .base import Algorithm, Kept, Message, Reply, State, check_total
+
+
+def feddyn(task: Task, lr: float, alpha: float, n_total: float) -> Algorithm:
+    r"""Every client's objective is bent so that all agree where the whole one is least.
+
+    Client k minimises L_k(w) - h_kᵀ w + alpha/2 ‖w - theta‖², by local steps
+    w <- w - lr (∇L_k(w) - h_k + alpha (w - theta)), then h_k <- h_k - alpha delta_k: at the minimum
+    h_k is its gradient ∇L_k(theta_k).
+
+    Server: h <- h - alpha Σ_S (n_k / n_total) delta_k, so h = Σ_k (n_k / n_total) h_k over ALL
+    clients, and theta <- theta + Σ_S p_k delta_k - h / alpha. Where theta rests, delta_k = 0 and
+    h = 0: the gradient of the whole objective. One vector travels each way, as in FedAvg.
+
+    Args:
+        task: What the clients minimise.
+        lr: Learning rate eta of the clients.
+        alpha: Strength of the pull, > 0 (0.001 to 0.1 in the paper). Not Dirichlet's alpha.
+        n_total: Σ n_k over the whole population, e.g. ``len(y)``; with ``Recipe(equal=True)`` N.
+
+    Returns:
+        An :class:`~fedlearn.algorithms.Algorithm` whose clients remember h_k.
+
+    Raises:
+        ValueError: If a number is out of range; from the run, if the cohort alone holds more than
+            ``n_total``.
+
+    Example:
+        >>> from fedlearn.model import softmax_regression
+        >>> task = softmax_regression(64, 10)
+        >>> sorted(feddyn(task, lr=0.1, alpha=0.1, n_total=1437).init(task.theta0))
+        ['h', 'theta']
+
+    Reference:
+        Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama, 2021, "Federated learning based on
+        dynamic regularization", Algorithm 1. Lesson 8 writes it from this formula.
+
+    Differs from the paper: there all clients weigh the same; here h and the mean carry n_k. The
+    local minimum is approached by E epochs of SGD, as in the authors' code, and h_k follows the
+    steps that were taken.
+    """
+    check_lr("feddyn", lr)
+    check("feddyn", "alpha", alpha, 0 < alpha < math.inf, "> 0 and finite", 0.1)
+    check_total("feddyn", n_total)
+
+    def init(theta: Tensor) -> State:
+        return {"theta": theta, "h": torch.zeros_like(theta)}
+
+    def message(state: State) -> Message:
+        return {"theta": state["theta"]}
+
+    def memory(theta0: Tensor) -> Kept:
+        return {"h_k": torch.zeros_like(theta0)}
+
+    def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
+        theta, h_k = message["theta"], memory["h_k"]
+        theta_k, _, loss = descend(task, theta, shards, lr, mu=alpha, shift=-h_k)
+        delta = theta_k - theta
+        return {"delta": delta, "loss": loss}, {"h_k": h_k - alpha * delta}
+
+    def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
+        share = reply["n"].sum() / check_total("feddyn", n_total, reply["n"])
+        h = state["h"] - alpha * share * delta
+        return {"theta": state["theta"] + delta - h / alpha, "h": h}
+
+    return Algorithm(init, client, server, message, memory, task)

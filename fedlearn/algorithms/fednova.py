@@ -1,0 +1,95 @@
+"""FedNova: Wang et al., 2020. https://arxiv.org/abs/2007.07481"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..data import Shards
+from ..model import Task
+from ..optim import check, check_local, check_lr, descend
+from .base import Algorithm, Kept, Message, Reply, State
+from .fedavg import fedavg
+
+
+def fednova(
+    task: Task, lr: float, server_lr: float = 1.0, beta: float = 0.0, mu: float = 0.0
+) -> Algorithm:
+    r"""Normalised averaging: a client that took more steps doesn't count more.
+
+    theta <- theta + server_lr tau_eff Σ_k p_k delta_k / a_k, with tau_eff = Σ_k p_k a_k. For plain
+    local SGD a_k = tau_k, the steps that client k took. With momentum beta or a pull mu, a_k is the
+    way that tau_k unit gradients would have carried it (‖a_k‖₁ of the paper), see
+    :func:`accumulated`.
+
+    What travels as ``delta`` is delta_k / a_k; a_k travels beside it.
+
+    Args:
+        task: What the clients minimise.
+        lr: Learning rate eta of the clients.
+        server_lr: eta_s, 1 in the paper.
+        beta: Local momentum, from 0 each round.
+        mu: Strength of FedProx's pull towards theta.
+
+    Returns:
+        An :class:`~fedlearn.algorithms.Algorithm`.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> from fedlearn.model import softmax_regression
+        >>> task = softmax_regression(64, 10)
+        >>> fednova(task, lr=0.1, beta=0.9).init(task.theta0)["theta"].shape
+        torch.Size([650])
+
+    Reference:
+        Wang, Liu, Liang, Joshi, Poor, 2020, "Tackling the objective inconsistency problem in
+        heterogeneous federated optimization", eq. 8 and §4 with tau_eff = Σ p_k a_k. Derived in
+        lesson 8.
+    """
+    check_lr("fednova", lr)
+    check_local("fednova", beta, mu)
+    check("fednova", "mu", mu, lr * mu < 1, f"< 1 / lr = {1 / lr:g}", 0.1)
+
+    def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
+        theta = message["theta"]
+        theta_k, tau, loss = descend(task, theta, shards, lr, mu=mu, beta=beta)
+        a = accumulated(tau, lr, beta, mu)
+        per_step = (theta_k - theta) / torch.where(tau > 0, a, 1)
+        return {"delta": per_step, "a": a, "loss": loss}, memory
+
+    def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
+        tau_eff = p @ reply["a"]  # (1,)
+        return {"theta": state["theta"] + server_lr * tau_eff * delta}
+
+    return fedavg(task, lr, server_lr)._replace(client=client, server=server)
+
+
+def accumulated(tau: Tensor, lr: float, beta: float = 0.0, mu: float = 0.0) -> Tensor:
+    r"""‖a_k‖₁: how many eta a client has moved after tau_k gradients of 1.
+
+    u = v = 0, then tau_k times: v <- beta v + 1 - lr mu u;  u <- u + v. For beta = mu = 0 it is
+    tau_k; for momentum alone (tau - beta (1 - beta^tau) / (1 - beta)) / (1 - beta); for the pull
+    alone (1 - (1 - lr mu)^tau) / (lr mu).
+
+    Args:
+        tau: (K, 1) steps taken.
+        lr: eta.
+        beta: Momentum.
+        mu: Pull.
+
+    Returns:
+        (K, 1).
+
+    Example:
+        >>> accumulated(torch.tensor([[1.0], [2.0]]), lr=0.1, beta=0.5)
+        tensor([[1.0000],
+                [2.5000]])
+    """
+    way, u, v = [0.0], 0.0, 0.0
+    for _ in range(int(tau.max())):
+        v = beta * v + 1 - lr * mu * u
+        u = u + v
+        way.append(u)
+    return torch.tensor(way, dtype=tau.dtype, device=tau.device)[tau.long()]
