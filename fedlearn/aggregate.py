@@ -1,12 +1,24 @@
-"""Aggregation rules: the (K, d) matrix of updates and the weights p (K,) -> one vector (d,)."""
+"""Aggregation rules: the (K, d) matrix of updates and the weights p (K,) -> one vector (d,).
+
+The mean gives a single client all power: it can move it anywhere. The robust rules bound what f
+clients of K can do. Each states its breakdown point, the share of clients from which on they can
+carry the result arbitrarily far. The price: they look at updates one client a vote, without the
+weights n_k (unless said otherwise), and take a client with unusual data for an attacker.
+"""
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
+from .optim import check
 from .transform import Reduce
 
 
 def mean() -> Reduce:
     """The weighted mean, sum_k p_k delta_k: one product of a row and a matrix, p @ Delta.
+
+    Breakdown point: 0, one client suffices.
 
     Returns:
         A Reduce stage.
@@ -20,3 +32,276 @@ def mean() -> Reduce:
         McMahan et al., 2017, Algorithm 1, with p_k = n_k / n.
     """
     return Reduce("mean()", lambda delta, p: p @ delta)
+
+
+def clipped_mean(max_norm: float) -> Reduce:
+    """The weighted mean of updates that the server has shortened to ``max_norm``.
+
+    Σ_k p_k delta_k min(1, S / ‖delta_k‖). f clients move it by at most S times their weight,
+    wherever they point: a bound, but no breakdown point, as S bounds honest clients too.
+
+    Args:
+        max_norm: S, > 0.
+
+    Returns:
+        A Reduce stage.
+
+    Raises:
+        ValueError: If ``max_norm`` is not > 0 and finite.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 0.0], [300.0, 400.0]])
+        >>> clipped_mean(1.0).apply(rows, torch.tensor([0.5, 0.5]))
+        tensor([0.8000, 0.4000])
+
+    Reference:
+        Sun, Kairouz, Suresh, McMahan, 2019, "Can you really backdoor federated learning?", §3.
+    """
+    check("clipped_mean", "max_norm", max_norm, 0 < max_norm < float("inf"), "> 0 and finite", 1.0)
+
+    def apply(delta: Tensor, p: Tensor) -> Tensor:
+        norm = delta.norm(dim=1).clamp(min=1e-12)
+        return (p * (max_norm / norm).clamp(max=1)) @ delta
+
+    return Reduce(f"clipped_mean({max_norm})", apply)
+
+
+def median() -> Reduce:
+    """The coordinate-wise median; of an even number the mean of the middle two.
+
+    Breakdown point: 1/2. With fewer than half of the clients bad every number stays between two
+    honest ones.
+
+    Returns:
+        A Reduce stage. The weights p are not used.
+
+    Example:
+        >>> rows = torch.tensor([[1.0], [2.0], [1e9]])
+        >>> median().apply(rows, torch.ones(3) / 3)
+        tensor([2.])
+
+    Reference:
+        Yin, Chen, Ramchandran, Bartlett, 2018, "Byzantine-robust distributed learning: towards
+        optimal statistical rates", Algorithm 1, option I.
+    """
+
+    def apply(delta: Tensor, p: Tensor) -> Tensor:
+        K = len(delta)
+        return _middle(delta, (K - 1) // 2)
+
+    return Reduce("median()", apply)
+
+
+def trimmed_mean(trim: float) -> Reduce:
+    """Coordinate by coordinate, the mean without the ``trim`` largest and smallest shares.
+
+    f = ⌊trim K⌋ values are cut at either end. Breakdown point: trim; 0 is the unweighted mean.
+
+    Args:
+        trim: Share cut at EACH end, 0 <= trim < 1/2.
+
+    Returns:
+        A Reduce stage. The weights p are not used.
+
+    Raises:
+        ValueError: If ``trim`` is out of range.
+
+    Example:
+        >>> rows = torch.tensor([[-1e9], [1.0], [2.0], [3.0], [1e9]])
+        >>> trimmed_mean(0.2).apply(rows, torch.ones(5) / 5)
+        tensor([2.])
+
+    Reference:
+        Yin et al., 2018, Algorithm 1, option II.
+    """
+    check("trimmed_mean", "trim", trim, 0 <= trim < 0.5, ">= 0 and < 1/2", 0.2)
+    return Reduce(
+        f"trimmed_mean({trim})", lambda delta, p: _middle(delta, int(trim * len(delta) + 1e-9))
+    )
+
+
+def krum(f: int) -> Reduce:
+    """The one update that lies closest to its neighbours: least sum of squared distances.
+
+    score_k = Σ ‖delta_k - delta_j‖² over its K - f - 2 nearest. Breakdown point: withstands f
+    attackers if K >= 2 f + 3.
+
+    Args:
+        f: How many attackers to expect, >= 0.
+
+    Returns:
+        A Reduce stage. The weights p are not used.
+
+    Raises:
+        ValueError: If ``f`` is out of range; from the round, if K < 2 f + 3.
+
+    Example:
+        >>> rows = torch.tensor([[1.0], [1.1], [1.3], [1.05], [1e9]])
+        >>> krum(1).apply(rows, torch.ones(5) / 5)
+        tensor([1.0500])
+
+    Reference:
+        Blanchard, El Mhamdi, Guerraoui, Stainer, 2017, "Machine learning with adversaries:
+        Byzantine tolerant gradient descent", §3.
+    """
+    return multi_krum(f, 1)._replace(name=f"krum({f})")
+
+
+def multi_krum(f: int, m: int | None = None) -> Reduce:
+    """The mean of the m updates with the least Krum scores.
+
+    Args:
+        f: How many attackers to expect, >= 0.
+        m: How many are kept, from 1 to K - f; None for K - f - 2.
+
+    Returns:
+        A Reduce stage. The weights p are not used. Withstands f attackers if K >= 2 f + 3.
+
+    Raises:
+        ValueError: If ``f`` or ``m`` is out of range; from the round, if K < 2 f + 3.
+
+    Example:
+        >>> rows = torch.tensor([[1.0], [1.2], [1.4], [1.1], [1e9]])
+        >>> multi_krum(1).apply(rows, torch.ones(5) / 5)
+        tensor([1.1500])
+
+    Reference:
+        Blanchard et al., 2017, §5 (m-Krum).
+    """
+    _attackers("multi_krum", f)
+    check("multi_krum", "m", m, m is None or m >= 1, "an integer >= 1", 3)
+
+    def apply(delta: Tensor, p: Tensor) -> Tensor:
+        K = len(delta)
+        _enough("krum", K, f, 2 * f + 3)
+        keep = K - f - 2 if m is None else m
+        check("multi_krum", "m", m, keep <= K - f, f"at most K - f = {K - f}", K - f)
+        best = _ranked(_squared_distances(delta), delta.norm(dim=1), f)[:keep]
+        return delta[best].mean(0)
+
+    return Reduce(f"multi_krum({f}, {m})", apply)
+
+
+def geometric_median(iterations: int = 100, tolerance: float = 1e-7) -> Reduce:
+    """The point with the least weighted sum of distances, argmin_z Σ_k p_k ‖delta_k - z‖.
+
+    Weiszfeld's steps, z <- Σ w_k delta_k / Σ w_k with w_k = p_k / max(‖delta_k - z‖, nu), from the
+    coordinate-wise median; nu is a millionth of the updates' spread. Breakdown point: 1/2 of the
+    weight.
+
+    Args:
+        iterations: At most so many steps.
+        tolerance: Ends when z moves by less than this share of the spread.
+
+    Returns:
+        A Reduce stage, with the weights p.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> rows = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1e9, 1e9]])
+        >>> geometric_median().apply(rows, torch.ones(4) / 4)
+        tensor([0., 0.])
+
+    Reference:
+        Pillutla, Kakade, Harchaoui, 2022, "Robust aggregation for federated learning",
+        Algorithm 2 (smoothed Weiszfeld).
+    """
+    check("geometric_median", "iterations", iterations, iterations >= 1, "an integer >= 1", 100)
+    check("geometric_median", "tolerance", tolerance, tolerance > 0, "> 0", 1e-7)
+
+    def apply(delta: Tensor, p: Tensor) -> Tensor:
+        sane = delta.isfinite().all(1)
+        delta, p = delta[sane], p[sane]  # inf and NaN have no place in a sum
+        z = _middle(delta, (len(delta) - 1) // 2)
+        spread = (delta - z).norm(dim=1).median()
+        if spread == 0:  # half of the clients agree: theirs is the answer
+            return z
+        for _ in range(iterations):
+            w = p / (delta - z).norm(dim=1).clamp(min=1e-6 * spread)
+            before, z = z, (w @ delta) / w.sum()
+            if (z - before).norm() <= tolerance * spread:
+                break
+        return z
+
+    return Reduce("geometric_median()", apply)
+
+
+def bulyan(f: int) -> Reduce:
+    """Krum's choice of K - 2 f updates, then a trimmed mean round their median.
+
+    Krum picks the best of what is left, K - 2 f times; then, coordinate by coordinate, the
+    K - 4 f values nearest to the median are averaged. Withstands f attackers if K >= 4 f + 3, also
+    those that hide one huge coordinate in a near vector.
+
+    Args:
+        f: How many attackers to expect, >= 0.
+
+    Returns:
+        A Reduce stage. The weights p are not used.
+
+    Raises:
+        ValueError: If ``f`` is out of range; from the round, if K < 4 f + 3.
+
+    Example:
+        >>> rows = torch.tensor([[1.0], [1.1], [1.2], [0.9], [1.0], [1.1], [1e9]])
+        >>> round(bulyan(1).apply(rows, torch.ones(7) / 7).item(), 3)
+        1.033
+
+    Reference:
+        El Mhamdi, Guerraoui, Rouault, 2018, "The hidden vulnerability of distributed learning in
+        Byzantium", Algorithm 1.
+    """
+    _attackers("bulyan", f)
+
+    def apply(delta: Tensor, p: Tensor) -> Tensor:
+        K = len(delta)
+        _enough("bulyan", K, f, 4 * f + 3)
+        distances, norms, left = _squared_distances(delta), delta.norm(dim=1), list(range(K))
+        chosen: list[int] = []
+        while len(chosen) < K - 2 * f:
+            some = torch.tensor(left, device=delta.device)
+            best = int(_ranked(distances[some][:, some], norms[some], f)[0])
+            chosen.append(left.pop(best))
+        kept = delta[chosen]
+        middle = _middle(kept, (len(kept) - 1) // 2)
+        near = (kept - middle).abs().argsort(0)[: K - 4 * f]
+        return kept.gather(0, near).mean(0)
+
+    return Reduce(f"bulyan({f})", apply)
+
+
+def _middle(delta: Tensor, cut: int) -> Tensor:
+    """Coordinate by coordinate the mean without the ``cut`` largest and smallest."""
+    ordered = delta.sort(0).values
+    return ordered[cut : len(delta) - cut].mean(0)
+
+
+def _squared_distances(delta: Tensor) -> Tensor:
+    """(K, K) ‖delta_k - delta_j‖², exact where a product of large numbers would cancel."""
+    return torch.stack([(delta - row).square().sum(1) for row in delta])
+
+
+def _ranked(distances: Tensor, norms: Tensor, f: int) -> Tensor:
+    """Rows by Krum's score: the sum over their K - f - 2 nearest (at least one), best first.
+
+    Two that are each other's nearest may tie: then the shorter goes first, whatever their order.
+    """
+    near = max(len(distances) - f - 2, 1)
+    scores = distances.sort(1).values[:, 1 : near + 1].sum(1)
+    by_norm = norms.argsort()
+    return by_norm[scores[by_norm].argsort(stable=True)]
+
+
+def _attackers(name: str, f: int) -> None:
+    whole = isinstance(f, int) and not isinstance(f, bool) and f >= 0
+    check(name, "f", f, whole, "an integer >= 0", 1)
+
+
+def _enough(name: str, K: int, f: int, need: int) -> None:
+    if need > K:
+        raise ValueError(
+            f"{name}: f={f} attackers need a cohort of at least {need}, got {K} updates, "
+            f"e.g. cohort={need} or a smaller f"
+        )
