@@ -39,13 +39,17 @@ INSTALLING = "installing"
 # GB by the tool that installs. On Linux PyTorch brings the CUDA libraries; pip unpacks beside them.
 ROOM = {"uv": 7, "pip": 9} if sys.platform == "linux" else {"uv": 2, "pip": 3}
 
+TWO = ["-n", "2", "--maxschedchunk", "1"]  # tests at a time, handed out one by one
 NOT_UNIT = ["--ignore=tests/browser", "--ignore=tests/test_notebooks.py"]
 PARTS = {  # name: what .venv's Python is given, one command after the other
     "lint": [["-m", "ruff", "format", "--check", "."], ["-m", "ruff", "check", "."]],
     "types": [["-m", "mypy"]],
     "unit": [["-m", "pytest", "fedlearn", "tests", "--doctest-modules", *NOT_UNIT]],
     "notebooks": [["-m", "pytest", "tests/test_notebooks.py"]],
-    "browser": [["-m", "pytest", "tests/browser"]],
+    "browser": [
+        ["-m", "pytest", "tests/browser", "-m", "alone"],
+        ["-m", "pytest", "tests/browser", "-m", "not alone", *TWO],
+    ],
 }
 
 SETTINGS = {  # JupyterLab asks nothing when it opens and looks nothing up
@@ -319,10 +323,11 @@ def browser_part() -> str:
         say(GET_A_BROWSER.format(f" ({named} is no program)" if named else ""))
         return "failed" if must else "skipped"
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.xml")
-        commands = [[*words, f"--junitxml={report}"] for words in PARTS["browser"]]
+        reports = [Path(folder, f"{i}.xml") for i in range(len(PARTS["browser"]))]
+        commands = [[*c, f"--junitxml={r}"] for c, r in zip(PARTS["browser"], reports)]
         result = run_part(commands, CHROMIUM=browser)
-        if result == "passed" and must and ElementTree.parse(report).find(".//skipped") is not None:
+        skipped = (ElementTree.parse(r).find(".//skipped") is not None for r in reports)
+        if result == "passed" and must and any(skipped):
             say("A browser test was skipped. FEDLEARN_REQUIRE_BROWSER=1 makes that a failure.")
             return "failed"
     return result

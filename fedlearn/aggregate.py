@@ -34,6 +34,33 @@ def mean() -> Reduce:
     return Reduce("mean()", lambda delta, p: p @ delta)
 
 
+def total(expected: float) -> Reduce:
+    """The sum of the updates over a number fixed in advance: Σ_k delta_k / (q N).
+
+    What differential privacy wants: a client that joins or leaves moves the result by its own
+    update / (q N) and nothing else. In a mean the others' weights would change, too.
+
+    Args:
+        expected: The cohort's expected size q N, > 0; all clients count the same.
+
+    Returns:
+        A Reduce stage. The weights p are not used; no client at all gives 0.
+
+    Raises:
+        ValueError: If ``expected`` is not > 0 and finite.
+
+    Example:
+        >>> total(10).apply(torch.ones(3, 2), torch.ones(3) / 3)
+        tensor([0.3000, 0.3000])
+
+    Reference:
+        McMahan, Ramage, Talwar, Zhang, 2018, "Learning differentially private recurrent language
+        models", §3, the estimator f_f.
+    """
+    check("total", "expected", expected, 0 < expected < float("inf"), "> 0 and finite", 10)
+    return Reduce(f"total({expected:g})", lambda delta, p: delta.sum(0) / expected, 1 / expected)
+
+
 def clipped_mean(max_norm: float) -> Reduce:
     """The weighted mean of updates that the server has shortened to ``max_norm``.
 

@@ -123,7 +123,7 @@ def loop(
         # fmt: off
         ctx     = call(clients.count, seed, t)             # S_t is called; some or all answer
         message = algorithm.message(state)                 # theta_t goes out
-        if not len(ctx.rows):                              # nobody answers: theta stays
+        if not (len(ctx.rows) or pipeline.on_server):      # nobody answers: theta stays
             yield _nobody(t, state["theta"], message, ctx)
             continue
         reply   = clients.run(message, ctx)                # Delta_k and n_k come back, k in S_t
@@ -137,14 +137,13 @@ def loop(
             raise Diverged(t, _not_finite(reply["delta"], ctx.rows), history)
         due = evaluate and ((t + 1) % every == 0 or t == rounds - 1)
         metrics = evaluate(theta) if evaluate and due else {}
-        loss = float(p @ reply["loss"])
         r = Round(
             t=t,
             theta=theta,
             cohort=ctx.rows,
             deltas=reply["delta"],
             p=p,
-            loss=loss,
+            loss=float(p @ reply["loss"]) if len(p) else math.nan,
             sent=nbytes(message),
             received=payload(reply),
             metrics=metrics,

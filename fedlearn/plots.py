@@ -147,7 +147,13 @@ def holdings(ax: Axes, counts: np.ndarray, *, names: Sequence[str] | None = None
 
 
 def contours(
-    ax: Axes, f: Any, *, span: tuple[float, float, float, float], color: str = BLUE, levels: Any = 8
+    ax: Axes,
+    f: Any,
+    *,
+    span: tuple[float, float, float, float],
+    color: str = BLUE,
+    levels: Any = 8,
+    linestyle: Any = "-",
 ) -> Any:
     """Contour lines of a function of two parameters.
 
@@ -157,6 +163,7 @@ def contours(
         span: theta_1 from and to, theta_2 from and to.
         color: Of the lines.
         levels: As for Matplotlib's ``contour``.
+        linestyle: A dash as for Matplotlib, so that two functions differ by more than a colour.
 
     Returns:
         Matplotlib's contour set.
@@ -168,7 +175,13 @@ def contours(
         True
     """
     a, b = np.meshgrid(np.linspace(*span[:2], 120), np.linspace(*span[2:], 120))
-    out = ax.contour(a, b, f(a, b), levels=levels, colors=color, linewidths=1, alpha=0.7)
+    look: dict[str, Any] = {
+        "colors": color,
+        "linestyles": [linestyle],
+        "linewidths": 1,
+        "alpha": 0.7,
+    }
+    out = ax.contour(a, b, f(a, b), levels=levels, **look)
     ax.set(xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", aspect="equal")
     return out
 

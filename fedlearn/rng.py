@@ -26,6 +26,7 @@ class Use(IntEnum):
     DROPOUT = 9  # which of the called never answer
     STRAGGLE = 10  # which are slow, and how slow
     FLEET = 11  # speeds of machines and lines
+    LOCAL_NOISE = 12  # noise that a client adds itself
 
 
 def numpy_rng(seed: int, *path: int) -> np.random.Generator:

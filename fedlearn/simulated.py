@@ -80,6 +80,9 @@ class Simulated:
             >>> one.run({"theta": task.theta0}, Context(0, 0, S, S))["delta"].shape
             torch.Size([1, 6])
         """
+        if not len(ctx.rows):  # noise is added to nobody's sum, too
+            theta = message["theta"]
+            return {"delta": theta.expand(0, -1), "n": theta[:0], "loss": theta[:0]}
         if self.memory and len(np.unique(ctx.rows)) < len(ctx.rows):
             raise ValueError(
                 "Simulated: a client that remembers something can't be in a cohort twice; draw "

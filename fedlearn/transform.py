@@ -54,26 +54,43 @@ class Rowwise(NamedTuple):
         apply: (rows (R, d), n (R,), memory {name: (R, ...)}, ctx) -> (rows (R, d), memory).
         memory: theta (d,) -> what one client keeps between rounds.
         private: Whether it exists to hide the update from the server.
+        bound: The norm that no row exceeds behind it; None if it sets none.
     """
 
     name: str
     apply: Callable[[Tensor, Tensor, Memory, Context], tuple[Tensor, Memory]]
     memory: Callable[[Tensor], Memory] = lambda theta: {}
     private: bool = False
+    bound: float | None = None
 
 
 class Reduce(NamedTuple):
-    """The stage that makes one vector of K rows. ``apply``: (rows (K, d), p (K,)) -> (d,)."""
+    """The stage that makes one vector of K rows.
+
+    Attributes:
+        name: Shown in errors and pictures.
+        apply: (rows (K, d), p (K,)) -> (d,).
+        share: How far one row of norm 1 more or less moves the result, whoever else takes part;
+            None where nothing can be promised: in a mean it depends on the others.
+    """
 
     name: str
     apply: Callable[[Tensor, Tensor], Tensor]
+    share: float | None = None
 
 
 class After(NamedTuple):
-    """A stage on the server behind the Reduce. ``apply``: ((d,), ctx) -> (d,)."""
+    """A stage on the server behind the Reduce.
+
+    Attributes:
+        name: Shown in errors and pictures.
+        apply: ((d,), ctx) -> (d,).
+        std: Of the Gaussian noise that it adds to every number.
+    """
 
     name: str
     apply: Callable[[Tensor, Context], Tensor]
+    std: float = 0.0
 
 
 class Pipeline(NamedTuple):
@@ -197,7 +214,7 @@ def clip(max_norm: float) -> Rowwise:
         norm = delta.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         return delta * (max_norm / norm).clamp(max=1), memory
 
-    return Rowwise(f"clip({max_norm})", apply)
+    return Rowwise(f"clip({max_norm})", apply, bound=max_norm)
 
 
 def noise(std: float) -> After:
@@ -224,4 +241,4 @@ def noise(std: float) -> After:
         draw = numpy_rng(ctx.seed, Use.NOISE, ctx.round).standard_normal(len(delta))
         return delta + std * torch.from_numpy(draw).to(delta)
 
-    return After(f"noise({std})", apply)
+    return After(f"noise({std})", apply, std)

@@ -1,4 +1,4 @@
-"""What every test shares: one thread, repeatable hypothesis, a network that can be closed."""
+"""What every test shares: one thread, repeatable hypothesis, a closed network, measurements."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def closed_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     return tried
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Lines that tests gave to ``record_property("measured", ...)``, in this process or another."""
+    done = [r for key in ("passed", "failed") for r in terminalreporter.stats.get(key, [])]
+    lines = {r.nodeid: v for r in done for k, v in r.user_properties if k == "measured"}
+    if lines:
+        terminalreporter.section("measured")
+        for _, line in sorted(lines.items()):
+            terminalreporter.write_line(str(line))

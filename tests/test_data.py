@@ -202,6 +202,63 @@ def test_the_real_mnist(closed_network):
     assert d.y[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
 
 
+# -- made up, with its clients ---------------------------------------------------------------------
+
+
+def test_synthetic_deals_every_example_to_one_client():
+    d, parts = data.synthetic(0.5, 0.5)
+    assert d.x.shape == (len(d.y), 60) and d.x_test.shape == (len(d.y_test), 60)
+    assert d.x.dtype == torch.float32 and d.y.dtype == torch.int64 and d.classes == 10
+    assert len(parts) == 30 and np.array_equal(np.concatenate(parts), np.arange(len(d.y)))
+    assert min(map(len, parts)) >= 45  # nine in ten of at least 50
+    assert len(d.y_test) == pytest.approx(len(d.y) / 9, rel=0.03)
+
+
+def test_synthetic_follows_the_seed_and_no_other_client():
+    (a, held), (b, _), (c, _) = (data.synthetic(1, 1, seed=s) for s in (0, 0, 1))
+    assert torch.equal(a.x, b.x) and torch.equal(a.y_test, b.y_test)
+    assert a.x.shape != c.x.shape
+    few, parts = data.synthetic(1, 1, n_clients=3)
+    rows = np.concatenate(held[:3])
+    assert torch.equal(few.x, a.x[rows]) and torch.equal(few.y, a.y[rows])
+    assert [len(p) for p in parts] == [len(p) for p in held[:3]]
+
+
+def test_synthetic_has_the_papers_moments():
+    """Within a client variances j^-1.2; between clients' means of means beta + 1/60, a variance."""
+    d, parts = data.synthetic(0, 4, n_clients=200)
+    own = [d.x[p].double() for p in parts]
+    spread = torch.stack([x.var(0) for x in own])
+    want = torch.arange(1, 61).double() ** -1.2
+    assert torch.allclose(spread.mean(0), want, rtol=0.1)
+    middle = torch.stack([x.mean() for x in own])
+    assert middle.var().item() == pytest.approx(4 + 1 / 60, rel=0.4)  # four standard errors
+
+
+def test_alpha_moves_all_scores_alike():
+    """The published recipe's own flaw: no label follows alpha."""
+    (a, _), (b, _) = data.synthetic(0, 1), data.synthetic(9, 1)
+    assert torch.equal(a.x, b.x)
+    assert (a.y != b.y).sum() <= 2  # ties, at float precision
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"alpha": -1},
+        {"alpha": float("nan")},
+        {"beta": float("inf")},
+        {"n_clients": 0},
+        {"n_clients": 2.5},
+        {"n_clients": True},
+    ],
+    ids=str,
+)
+def test_synthetic_refuses(wrong):
+    with pytest.raises(ValueError, match=rf"^synthetic: {next(iter(wrong))} must be .*, got "):
+        data.synthetic(**{"alpha": 1, "beta": 1, **wrong})
+
+
 # -- the plan -------------------------------------------------------------------------------------
 
 

@@ -17,14 +17,13 @@ LAYERS = [  # lowest first; within a layer, files may import one another
     {
         "algorithms",
         "aggregate",
-        "privacy",
         "attacks",
         "federated_optimizer",
         "history",
         "participation",
         "fleet",
     },
-    {"recipe", "simulated", "federate", "asynchronous"},
+    {"recipe", "simulated", "federate", "asynchronous", "privacy"},
     {"plots", "diagnostics", "flower"},
     {"panels"},
 ]

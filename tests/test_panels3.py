@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedlearn import algorithms
 from fedlearn.federate import Diverged
 from fedlearn.model import softmax_regression
 from fedlearn.panels import (
@@ -18,21 +19,29 @@ from fedlearn.panels import (
     Boundary,
     ClientCurves,
     Compare,
+    Curve,
+    Dots,
     Engine,
+    Explorable,
     Heat,
+    Holdings,
     Panel,
+    Plane,
     Settings,
     Sweep,
     ToyPanel,
     boundary_scene,
     cells,
     compare,
+    controls,
     frames,
     grid,
     scene,
     static,
 )
-from fedlearn.panels.study import METHODS, PARTITIONS
+from fedlearn.panels.knobs import OFFERED
+from fedlearn.panels.methods import METHODS
+from fedlearn.panels.study import PARTITIONS, code
 
 
 def shown(part, **frame):
@@ -51,13 +60,45 @@ def ends(control):
     return [control.min, control.max]
 
 
-def whole(panel, static_too=True):
-    """No part is empty, for the eye or for the ear, and the static picture can be drawn."""
+def menus(panel):
+    """Those that the reader can use now, with all their options."""
+    found = {n: c for n, c in panel.controls.items() if isinstance(c, W.Dropdown) and n not in "ab"}
+    seen = {n: c for n, c in found.items() if "fl-gone" not in c._dom_classes}
+    return {n: ends(c) for n, c in seen.items()}
+
+
+def all_sliders(panel, side):
+    kinds = (W.IntSlider, W.FloatSlider, W.FloatLogSlider, W.SelectionSlider)
+    found = {n: c for n, c in panel.controls.items() if isinstance(c, kinds) and n not in "ab"}
+    return {n: ends(c)[side] for n, c in found.items() if n != "cohort"} | (
+        {"cohort": (1, 100)[side]} if "cohort" in found else {}
+    )
+
+
+def move(panel, **values):
+    """All at once, as one move: a run for each step of the way would be work for nothing."""
+    panel._adjusting = True
+    for name, value in values.items():
+        control = panel.controls[name]
+        control.value = min(value, control.max) if name == "cohort" else value
+    panel._adjusting = False
+    panel._moved()
+    return panel.engine.wait()
+
+
+def whole(panel, drawn=False):
+    """No part is empty, for the eye or for the ear; drawn: nor in the static picture."""
     for part in panel.parts:
         data = [v for k, v in part.get_state().items() if isinstance(v, bytes)]
+        data += [v for k, v in part.get_state().items() if k == "scene"]
         assert part.label and any(data), f"{part.title} is empty"
-    if static_too:
-        assert len(static.png(panel.figure())) > 5000
+    if drawn:
+        figure = panel.figure()
+        for axes, part in zip(figure.axes, panel.parts):
+            assert any(a.has_data() for a in (axes, *axes.child_axes)), f"{part.title} isn't drawn"
+        figure.canvas.draw()
+        pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+        assert (pixels < 250).any(-1).mean() > 0.01, "the picture is blank"
 
 
 @pytest.fixture
@@ -73,8 +114,11 @@ def made():
         p.close()
 
 
+# -- every control to both ends, in every combination of menus ------------------------------------
+
 SMALL = {"rounds": 2, "clients": 4, "seconds": 0.01}
 KINDS = {
+    "panel": (Panel, {**SMALL, "epochs": 1, "show": OFFERED}),
     "toy": (ToyPanel, {**SMALL, "epochs": 1}),
     "compare": (Compare, {**SMALL, "epochs": 1, "show": ("dataset", "alpha", "method", "cohort")}),
     "curves": (Panel, {**SMALL, "epochs": 1, "parts": ("loss", "client_curves")}),
@@ -85,10 +129,10 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_control_to_every_end(made, kind):
+    """One at a time, by the control itself."""
     make, kw = KINDS[kind]
     p = made(make, **kw)
-    whole(p)
-    for name, control in p.controls.items():
+    for name, control in list(p.controls.items()):
         if not hasattr(control, "value") or isinstance(control, W.Label):
             continue
         start = control.value
@@ -97,19 +141,218 @@ def test_every_control_to_every_end(made, kind):
             s = p.engine.wait()
             assert s.state == "done" or p.status.error, f"{name} = {end}"
             if s.state == "done":
-                whole(p, static_too=end == ends(control)[-1])
+                whole(p)
         control.value = start
         assert p.engine.wait().state == "done", f"{name} back at {start}"
+    whole(p, drawn=True)
+
+
+class SmallPanel(Panel):
+    _most_clients = 5
+
+
+class SmallSweep(Sweep):
+    """A slider of up to 100 clients would take a while."""
+
+    def __init__(self, **kw):
+        super().__init__(**kw)
+        self.controls["clients"].max = 5
+
+
+class SmallCompare(Compare):
+    _most_clients = 5
+
+
+def impossible(p, s, how="error"):
+    """What no setting of the sliders can help, said in words: the rule and an example."""
+    pictures = s.feature != "rotation" or s.dataset == "digits"
+    unit = s.feature not in ("noise", "brightness") or s.dataset != "toy"
+    C = {"digits": 10, "breast_cancer": 2}.get(s.dataset, 3)
+    labels = s.partition != "labels_per_client" or s.labels_each <= C <= s.clients * s.labels_each
+    if pictures and unit and labels:
+        return False
+    if how == "error":
+        assert p.engine.state == "error" and "e.g." in p.status.error
+    else:
+        assert np.isneginf(p.table()).all()
+    return True
+
+
+EVERY = {
+    "panel": (SmallPanel, {"show": OFFERED, "clients": 4, "rounds": 1, "seconds": 0}),
+    "toy": (ToyPanel, {"clients": 3, "rounds": 1, "seconds": 0,
+                       "show": [n for n in OFFERED if n != "dataset"]}),
+    "sweep": (SmallSweep, {"x": ("epochs", (1,)), "y": ("seed", (0,)), "rounds": 1, "clients": 4,
+                           "helpers": 0, "preview": True, "show": OFFERED}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_both_ends_of_every_slider_in_every_combination_of_menus(made, kind):
+    make, kw = EVERY[kind]
+    p = made(make, **kw)
+    options = menus(p)
+    assert len(options) == (4 if kind == "toy" else 5)
+    options["method"] = ["fedavg", "fedsgd"]  # the others: in the next test
+    for n, combination in enumerate(itertools.product(*options.values())):
+        for side in (0, -1) if kind != "sweep" else (-(n % 2),):
+            move(p, **dict(zip(options, combination)), **all_sliders(p, side))
+            if impossible(p, p.settings(), "failed" if kind == "sweep" else "error"):
+                continue
+            assert (p.engine.state, p.status.error) == ("done", ""), (combination, side)
+            whole(p, drawn=n % 80 == 0 and side == 0)
+
+
+def test_every_method_at_both_ends_of_every_slider(made):
+    p = made(SmallPanel, show=OFFERED, dataset="wine", clients=4, rounds=1, seconds=0)
+    for method, model, side in itertools.product(METHODS, ("softmax", "mlp"), (0, -1)):
+        move(p, method=method, model=model, **all_sliders(p, side))
+        if p.engine.state == "error":  # learning rate 10 with pull 10: that run does diverge
+            assert "learning rate is too large" in p.status.error and side == -1
+            continue
+        assert p.status.error == "", (method, model, side)
+        whole(p, drawn=side == 0)
+
+
+def test_a_method_of_ones_own_stands_in_the_menu_and_runs(made):
+    def my_fedavg(task, lr):
+        return algorithms.fedavg(task, lr)
+
+    p = made(Panel, method=my_fedavg, show=("method", "lr"), rounds=4)
+    own = p.engine.wait().columns["loss"]
+    assert p.controls["method"].label == "my_fedavg"
+    assert "my_fedavg(task, 1.0)  # your own" in code(p.settings())
+    for method in ("scaffold", "fedavg"):
+        move(p, method=method)
+    np.testing.assert_array_equal(p.engine.wait().columns["loss"], own)
+    move(p, method=my_fedavg)
+    assert p.status.error == "" and "my_fedavg" in p.caption()
+    assert b"my_fedavg" in p._table(p.engine.snapshot())
+    q = made(Panel, method=lambda task, lr: None, rounds=2, preview=False)
+    move(q, lr=0.5)
+    assert "must make an Algorithm" in q.status.error
+
+
+def test_the_settings_of_a_method_are_seen_when_it_has_them(made):
+    p = made(Panel, show=("method",), rounds=2)
+    seen = lambda: {
+        n for n in ("mu", "server_lr", "beta") if "fl-gone" not in p.controls[n]._dom_classes
+    }
+    for method, own in METHODS.items():
+        move(p, method=method)
+        assert seen() == set(own), method
+
+
+@pytest.mark.parametrize("vary", compare.VARY)
+def test_side_by_side_in_every_combination_of_menus(made, vary):
+    kw = {"dataset": "wine", "clients": 4, "rounds": 1, "seconds": 0, "epochs": 1}
+    p = made(SmallCompare, **kw, show=("partition", "method", "alpha", "feature", "cohort"))
+    p.controls["feature"].value = "label_swap"
+    p.controls["vary"].value = vary
+    p.engine.wait()
+    options = {n: v for n, v in menus(p).items() if n not in ("vary", "feature")}
+    options |= {n: ["fedavg", "fedadam"] for n in options if n.endswith("method")}
+    for n, combination in enumerate(itertools.product(*options.values())):
+        for side in (0, -1):
+            move(p, **dict(zip(options, combination)), **all_sliders(p, side))
+            if any(impossible(p, p.settings(c)) for c in "ab"):
+                continue
+            assert (p.engine.state, p.status.error) == ("done", ""), (combination, side)
+            whole(p, drawn=n == side == 0)
+
+
+def pictures(kind, size, lean, pull, names):
+    """Frames for every part, from every kind of control."""
+    n = size + (kind == "large")
+    rows = np.linspace(0, lean, n)
+    at = torch.tensor([[-1.0, 0.0], [1.0, 0.5]])
+    task = softmax_regression(2, 2)
+    scene_ = boundary_scene(task, task.theta0 + pull, [], at, torch.tensor([0, 1]), [0, 1])
+    ball = {"center": (0, 0), "matrix": np.eye(2), "levels": [pull]}
+    for t in range(2):
+        yield {
+            "loss": pull / (t + 1), "seconds": 0.1 * t * n, "counts": np.eye(n) + 1,
+            "labels": [names] * n, "clients": rows, "client_curves": np.stack([rows] * (t + 1)),
+            "bars": rows, "heat": np.full((1, 2), pull), "boundary": scene_,
+            "plane": {"contours": [ball], "points": [{"at": (0, lean), "name": names}]},
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [lambda: [Curve("loss", x="seconds"), Plane(), Bars(), Heat(rows=["a"], columns=["b", "c"])],
+     lambda: [Holdings(), Dots(), ClientCurves(), Boundary()]],
+    ids=["curve-plane-bars-heat", "holdings-dots-curves-boundary"],
+)  # fmt: skip
+def test_a_lesson_s_own_panel_in_every_combination_of_menus(made, parts):
+    dials = {
+        "kind": controls.menu("Kind", ["small", "large"], "small"),
+        "names": controls.menu("Names", {"short": "a", "long": "a rather long name"}, "a"),
+        "size": controls.slider("Size", 3, 1, 30),
+        "lean": controls.float_slider("Lean", 0.5, 0, 1),
+        "pull": controls.log_slider("Pull", 1.0, 0.01, 100),
+    }
+    p = made(Explorable, controls=dials, make=pictures, parts=parts(), rounds=1, seconds=0)
+    options = menus(p)
+    for n, combination in enumerate(itertools.product(*options.values())):
+        for side in (0, -1):
+            s = move(p, **dict(zip(options, combination)), **all_sliders(p, side))
+            assert (s.state, s.error) == ("done", "")
+            whole(p, drawn=n == 0)
+
+
+# -- A and B --------------------------------------------------------------------------------------
 
 
 def test_every_pair_of_splits_and_methods_side_by_side(made):
     p = made(Compare, **SMALL, dataset="wine", epochs=1, show=("method",))
     for a, b, method in itertools.product(PARTITIONS, PARTITIONS, METHODS):
-        p.controls["a"].value, p.controls["b"].value = a, b
-        p.controls["method"].value = method
-        p.engine.wait()
+        move(p, a=a, b=b, method=method)
         assert p.status.error == "", (a, b, method)
         assert p.parts[2].clients == p.parts[3].clients == 4
+
+
+def test_the_menu_leaves_a_alone_loses_no_value_and_makes_no_widget(made):
+    p = made(Compare, **SMALL, epochs=3, show=("epochs", "cohort"))
+    models, first = len(W.widgets.widget._instances), p.settings("a")
+    p.controls["b"].value = "shards"
+    chosen = {"alpha": 10.0, "lr": 0.5, "epochs": 7, "batch": "all", "model": "mlp", "clients": 6}
+    for vary, value in chosen.items():
+        p.controls["vary"].value = vary
+        p.controls["b"].value = value
+    for _ in range(3):
+        for vary in compare.VARY:
+            p.controls["vary"].value = vary
+            s = p.engine.wait()
+            assert p.vary == vary == s.params["vary"] and p.settings("a") == first
+            one, two = vars(first), vars(p.settings("b"))
+            assert {k for k in one if one[k] != two[k]} == {vary}, "B is A but for this"
+            b = p.controls[f"b {vary}"]
+            assert b is p.controls["b"] and "fl-gone" not in b._dom_classes
+            assert p.controls["a"].description == "A: " + b.description[3:]
+            assert sum(c.description.startswith("B:") for c in seen(p)) == 1
+    for vary, value in chosen.items():
+        now = p.controls[f"b {vary}"].value
+        assert now == (pytest.approx(value, rel=0.02) if vary in ("alpha", "lr") else value)
+    assert p.controls["b partition"].value == "shards"
+    assert len(W.widgets.widget._instances) == models
+
+
+def seen(panel):
+    every = {id(c): c for n, c in panel.controls.items() if "fl-gone" not in c._dom_classes}
+    return list(every.values())
+
+
+def test_what_would_make_a_difference_is_in_reach(made):
+    p = made(Compare, **SMALL, vary="amount", a=0.2, b=0.9, show=("epochs",))
+    assert p.controls["feature"] in seen(p) and p.controls["a"].disabled
+    p.controls["feature"].value = "label_swap"
+    p.engine.wait()
+    assert not p.controls["a"].disabled and not p.controls["b"].disabled
+    p.controls["vary"].value = "lr"
+    assert p.controls["feature"] not in seen(p) and p.controls["amount"] not in seen(p)
+    assert [c.value for c in seen(p) if isinstance(c, W.Label)] == ["A AND B", "TRAINING"]
+    assert p.settings("b").feature == "label_swap", "A keeps what it has"
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,8 @@ def fedyogi(
 ) -> Algorithm:
     """FedOpt with :func:`~fedlearn.optim.yogi` on the server.
 
-    As FedAdam but v <- v - (1 - beta2) delta² sign(v - delta²): a burst of large updates doesn't
-    shrink the steps for long.
+    As FedAdam but v <- v - (1 - beta2) delta² sign(v - delta²): v follows at the pace of delta²
+    itself, so small updates never lengthen the steps quickly.
 
     Args:
         task: What the clients minimise.

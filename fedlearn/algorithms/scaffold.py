@@ -19,7 +19,8 @@ def scaffold(
 
     Local step: w <- w - lr (∇L_k(w) - c_k + c). After tau_k steps, with delta_k = theta_k - theta:
 
-    - option 1: c_k <- ∇L_k(theta), one more pass over the round's examples;
+    - option 1: c_k <- ∇L_k(theta), one more pass over the round's examples; with many local steps
+      and clients of different curvature it can explode (lesson 8);
     - option 2: c_k <- c_k - c - delta_k / (tau_k lr), the mean gradient of the way.
 
     Server: theta <- theta + server_lr Σ_S p_k delta_k and c <- c + Σ_S (n_k / n_total) (change of

@@ -37,7 +37,7 @@ def final(s: Settings, stale: Callable[[], bool] = lambda: False) -> Result | No
     """
     try:
         made = setup(s)
-        clients = Simulated(made.recipe, made.data.x, made.data.y, made.parts)
+        clients = Simulated(made.recipe, made.x, made.y, made.parts)
         last: Result = {}
         run = federate(
             made.recipe, clients, rounds=s.rounds, cohort=s.cohort, evaluate=made.test,
@@ -90,6 +90,8 @@ def sweep(
         else:
             todo.append(s)
     wanted = min(others() if helpers is None else helpers, len(todo) - 1)
+    if any(callable(s.method) for s in todo):
+        wanted = 0  # a function from a notebook cell is known in this process only
     with _borrowed(max(wanted, 0)) as team:
         came: list[tuple[Settings, Result | None]] = []
 

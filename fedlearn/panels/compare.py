@@ -9,23 +9,58 @@ from typing import Any
 import ipywidgets as W
 
 from . import controls as C
-from . import kernel
 from .engine import Frame, Snapshot
 from .explorable import Explorable
-from .knobs import SHOWN, follow, make_controls, settled, tidy
+from .knobs import OFFERED, OWN, SKEWS, follow, hide, make_control, make_controls, settled, tidy
 from .parts import Curve, Holdings
 from .scales import SHORT, words
-from .study import Settings, code, frames
+from .study import MODELS, Settings, code, frames
 
-VARY = tuple(name for name in SHOWN if name != "cohort")
+_DIFFER = {  # as the menu has them
+    "dataset": "dataset",
+    "clients": "clients",
+    "split": "partition",
+    "skew α": "alpha",
+    "shift": "feature",
+    "shift amount": "amount",
+    "method": "method",
+    "model": "model",
+    "local epochs": "epochs",
+    "batch": "batch",
+    "learning rate": "lr",
+}
+VARY = tuple(_DIFFER.values())
+_CONTRASTS: dict[str, tuple[Any, ...]] = {  # B is the first that A is not
+    "dataset": ("digits", "breast_cancer"),
+    "clients": (5, 4),
+    "partition": ("iid", "dirichlet_label"),
+    "alpha": (100.0, 0.1),
+    "feature": ("label_swap", "none"),
+    "amount": (1.0, 0.0),
+    "method": ("fedsgd", "fedavg"),
+    "model": MODELS[::-1],
+    "epochs": (1, 20),
+    "batch": (8, None),
+    "lr": (0.1, 1.0),
+}
+_LONG = {"Epochs": "Local epochs", "Rate η": "Learning rate"}  # beside a letter: the short one
+_SWITCH = {"alpha": "partition", "amount": "feature", "epochs": "method", "batch": "method"}
+_OVER = {  # under whose name it is shown
+    **dict.fromkeys(SKEWS, "alpha"),
+    "amount": "feature",
+    **dict.fromkeys(OWN, "method"),
+}
 
 
 class Compare(Explorable):
     """Two federated runs that share the seed and every setting but one: A is blue, B orange.
 
+    The menu "Differ in" chooses that one setting. It leaves A as it is; B is A but for that one,
+    for which B has a control of its own. That keeps its value while the menu is elsewhere.
+
     Args:
-        vary: The setting in dispute: ``dataset``, ``clients``, ``partition``, ``alpha``,
-            ``method``, ``model``, ``epochs``, ``batch`` or ``lr``.
+        vary: Where the menu starts: ``dataset``, ``clients``, ``partition``, ``alpha``,
+            ``feature``, ``amount``, ``method``, ``model``, ``epochs``, ``batch`` or ``lr``.
         a: Its value in A.
         b: Its value in B.
         show: Controls of what A and B share; what differs has one for each of them.
@@ -42,8 +77,14 @@ class Compare(Explorable):
         >>> panel = Compare(vary="alpha", a=100.0, b=0.1, show=("epochs",), rounds=3)
         >>> sorted(panel.engine.snapshot().columns)[:2], panel.parts[0].lines[1]["name"]
         (['accuracy_a', 'accuracy_b'], 'B: α = 0.1')
+        >>> panel.controls["vary"].value = "epochs"
+        >>> panel.controls["b"].value = 20
+        >>> panel.settings("a").epochs, panel.settings("b").epochs, panel.settings("b").alpha
+        (5, 20, 100.0)
         >>> panel.close()
     """
+
+    _most_clients = 100
 
     def __init__(
         self,
@@ -62,14 +103,13 @@ class Compare(Explorable):
             raise ValueError(
                 f"Compare: vary must be one of {', '.join(VARY)}, got {vary!r}, e.g. 'partition'"
             )
-        if wrong := [s for s in show if s not in SHOWN]:
+        if wrong := [s for s in show if s not in OFFERED]:
             raise ValueError(
-                f"Compare: show takes any of {', '.join(SHOWN)}, got {wrong[0]!r}, e.g. ('lr',)"
+                f"Compare: show takes any of {', '.join(OFFERED)}, got {wrong[0]!r}, e.g. ('lr',)"
             )
-        show = [s for s in show if s != vary]
-        self.vary = vary
+        self._shown = set(show)
         self._fixed = Settings(**{"rounds": rounds, **more, vary: a})
-        other = replace(self._fixed, **{vary: b})
+        replace(self._fixed, **{vary: b})  # a wrong value is said now
         self._loss = Curve({"A": "loss_a", "B": "loss_b"}, title="test loss (log scale)", log=True)
         self._accuracy = Curve(
             {"A": "accuracy_a", "B": "accuracy_b"},
@@ -77,45 +117,38 @@ class Compare(Explorable):
             ylim=(0, 1),
             legend="bottom",
         )
-        disputed: dict[str, W.Widget] = {"heading dispute": C.heading("A AND B")}
-        for letter, s in (("a", self._fixed), ("b", other)):
-            made = make_controls(s, (vary,))
-            disputed[letter] = control = made.pop(vary)
-            control.description = f"{letter.upper()}: {control.description}"
-            for other_widget in made.values():  # its heading, and the other splits' skews
-                kernel.close_tree(other_widget)
         super().__init__(
-            disputed | make_controls(self._fixed, show),
+            _all_controls(self._fixed, show, vary, b, self._most_clients),
             self._make,
             [self._loss, self._accuracy, *(Holdings(key=f"counts_{c}") for c in "ab")],
             rounds=rounds,
             seconds=seconds,
             readout=_numbers,
             predict=predict,
-            code=lambda s: "\n".join(f"# {c.upper()}\n{code(self._of(s.params, c))}" for c in "ab"),
-            name=f"compare-{vary}",
+            code=lambda s: "\n".join(f"# {c.upper()}\n{code(_of(s.params, c))}" for c in "ab"),
+            name="compare",
             preview=preview,
         )
 
+    @property
+    def vary(self) -> str:
+        """The setting in which A and B differ now."""
+        return str(self.controls["vary"].value)
+
     def values(self) -> dict[str, Any]:
-        """What A and B share, and ``a`` and ``b``, the two values of what they don't."""
-        two = {c: tidy(self.controls[c].value) for c in "ab"}
-        if self.vary == "batch":
-            two = {c: None if v == "all" else v for c, v in two.items()}
-        return settled(self._fixed, self.controls) | two
+        """A's settings, ``vary``, and ``a`` and ``b``, the two values of what it names."""
+        shared, vary = settled(self._fixed, self.controls), self.vary
+        b = tidy(self.controls[f"b {vary}"].value)
+        if vary == "batch" and b == "all":
+            b = None
+        return shared | {"vary": vary, "a": shared[vary], "b": b}
 
     def settings(self, which: str = "a") -> Settings:
         """The settings of ``"a"`` or ``"b"``."""
-        return self._of(self.values(), which)
-
-    def _of(self, params: Any, which: str) -> Settings:
-        s = {k: v for k, v in params.items() if k not in ("a", "b")} | {self.vary: params[which]}
-        if s["cohort"] is not None:
-            s["cohort"] = min(s["cohort"], s["clients"])
-        return Settings(**s)
+        return _of(self.values(), which)
 
     def _make(self, **params: Any) -> Iterator[Frame]:
-        runs = {c: frames(self._of(params, c)) for c in "ab"}
+        runs = {c: frames(_of(params, c)) for c in "ab"}
         ends: dict[str, str] = {}
         while True:
             frame: dict[str, Any] = {}
@@ -137,7 +170,7 @@ class Compare(Explorable):
             yield frame
 
     def _frame(self, s: Snapshot) -> None:
-        said = {c: self._words(s.params[c]) for c in "ab"}
+        said = {c: _words(s.params, c) for c in "ab"}
         for curve, column in ((self._loss, "loss"), (self._accuracy, "accuracy")):
             curve.columns = {f"{c.upper()}: {said[c]}": f"{column}_{c}" for c in "ab"}
         for part, c in zip(self.parts[2:], "ab"):
@@ -146,9 +179,6 @@ class Compare(Explorable):
         if not s.error:  # one of the two may have ended early
             self.status.error = s.latest.get("ended", "")
 
-    def _words(self, value: Any) -> str:
-        return words(value) if isinstance(value, str) else f"{SHORT[self.vary]} = {words(value)}"
-
     def caption(self, snapshot: Snapshot | None = None) -> str:
         """One sentence for those who can't see the picture."""
         s = snapshot or self.engine.snapshot()
@@ -156,17 +186,93 @@ class Compare(Explorable):
         for c in "ab":
             loss = s.columns.get(f"loss_{c}")
             end = "" if loss is None else f", loss {loss[-1]:.3g}"
-            said.append(f"{c.upper()}: {self._words(s.params[c])}{end}")
+            said.append(f"{c.upper()}: {_words(s.params, c)}{end}")
         return f"{'; '.join(said)}; after {s.round} rounds on {words(s.params['dataset'])}."
 
     def _figure_title(self, s: Snapshot) -> str:
         return self.caption(s)
 
     def _stem(self, s: Snapshot) -> str:
-        return self.name
+        return f"compare-{s.params['vary']}"
 
     def _adjust(self) -> None:
         follow(self.controls, [self.settings(c) for c in "ab"])
+        vary, seen = self.vary, self._seen()
+        self.controls |= {"a": self.controls[vary], "b": self.controls[f"b {vary}"]}
+        for name in vars(self._fixed):
+            if name in self.controls:
+                self._place(name, name in seen, name == vary)
+        self._hide_headings()
+
+    def _seen(self) -> set[str]:
+        """The settings of A whose controls are to be seen."""
+        seen = self._shown | {self.vary}
+        if not self.settings("a").applies(self.vary):
+            seen.add(_SWITCH[self.vary])  # what would make it count has to be in reach
+        return seen | {name for name in _OVER if _OVER[name] in seen}
+
+    def _place(self, name: str, seen: bool, differs: bool) -> None:
+        one, two = self.controls[name], self.controls.get(f"b {name}")
+        if differs or not seen or name not in (*SKEWS, *OWN):  # which, follow() has decided
+            hide(one, not seen)
+        if two is not None:
+            brief = two.description.removeprefix("B: ")
+            one.description = f"A: {brief}" if differs else _LONG.get(brief, brief)
+            two.disabled = one.disabled
+            hide(two, not differs)
+
+    def _hide_headings(self) -> None:
+        """A heading with nothing below it is hidden, too."""
+        below = False
+        for name, control in reversed(self.controls.items()):
+            if name.startswith("heading"):
+                hide(control, not below)
+                below = False
+            elif name not in ("a", "b"):
+                below = below or "fl-gone" not in control._dom_classes
+
+
+def _all_controls(
+    s: Settings, show: Sequence[str], vary: str, b: Any, most: int
+) -> dict[str, W.Widget]:
+    """The menu, a control for all that A and B may share, after each its twin for B.
+
+    All are made once and shown by turns: a change of the menu makes no widget and loses no value.
+    """
+    made: dict[str, W.Widget] = {"heading AB": C.heading("A AND B")}
+    made["vary"] = C.menu("Differ in", _DIFFER, vary, tip="The one setting in which A and B differ")
+    wanted = {name for name in OFFERED if name in VARY or name in show}
+    for name, control in make_controls(s, tuple(wanted), most).items():
+        made[name] = control
+        if name in VARY:
+            value = b if name == vary else _contrast(s, name)
+            twin = make_control(replace(s, cohort=None, **{name: value}), name, most)
+            brief = {v: k for k, v in _LONG.items()}.get(twin.description, twin.description)
+            twin.description = f"B: {brief}"
+            made[f"b {name}"] = twin
+    return made
+
+
+def _contrast(s: Settings, name: str) -> Any:
+    return next(v for v in _CONTRASTS[name] if v != getattr(s, name))
+
+
+def _of(params: Any, which: str) -> Settings:
+    """The settings of ``"a"`` or ``"b"`` among the values of the panel."""
+    s = {k: v for k, v in params.items() if k not in ("a", "b", "vary")}
+    s[params["vary"]] = params[which]
+    if s["cohort"] is not None:
+        s["cohort"] = min(s["cohort"], s["clients"])
+    return Settings(**s)
+
+
+def _words(params: Any, which: str) -> str:
+    value = params[which]
+    return (
+        words(value)
+        if isinstance(value, str) or callable(value)
+        else f"{SHORT[params['vary']]} = {words(value)}"
+    )
 
 
 def _numbers(s: Snapshot) -> list[str]:

@@ -295,10 +295,20 @@ class Engine:
             with self._cv:
                 stale = self._want != self._run.gen
                 rests = self._state != "running"
-            if not stale and (first or rests or told or now >= due):
-                due = time.perf_counter() + 1 / self._fps
+            at_once = first or rests or told
+            if not stale and (at_once or now >= due):
+                due = self._next(due, now, at_once)
                 self._send()
             self._rest(self._pace - (time.perf_counter() - began))
+
+    def _next(self, due: float, now: float, at_once: bool) -> float:
+        """When the next frame may go. A late frame doesn't delay the following ones.
+
+        Counted from ``now`` instead, a run paced at exactly ``fps`` rounds a second would lose
+        every third frame: a round that ends a millisecond early would wait for the next.
+        """
+        gap = 1 / self._fps
+        return now + gap if at_once else max(due, now - gap) + gap
 
     def _rest(self, seconds: float) -> None:
         """Sleep between the rounds of a paced run; any command ends the sleep."""

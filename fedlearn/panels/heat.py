@@ -82,12 +82,12 @@ class Heat(Part):
         values = self._finite()
         axes.imshow(values, cmap=blues, aspect="auto", interpolation="nearest")
         known = values[np.isfinite(values)]
-        middle = (known.min() + known.max()) / 2 if len(known) else 0.0
+        dark = known.min() + 0.85 * np.ptp(known) if len(known) else 0.0  # white reads better there
         for i in range(R):
             for j in range(C):
                 v = self.table[i, j]
                 text = f"{v:.3f}" if np.isfinite(v) else "·" if np.isnan(v) else "failed"
-                color = "white" if np.isfinite(v) and v > middle else "#111111"
+                color = "white" if np.isfinite(v) and v > dark else "#111111"
                 axes.text(j, i, text, ha="center", va="center", fontsize=10, color=color)
         axes.set_xticks(range(C), self.columns)
         axes.set_yticks(range(R), self.rows)

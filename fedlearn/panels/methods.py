@@ -28,13 +28,15 @@ _WEIGHS = ("scaffold", "feddyn")  # need the population's size
 
 
 class Knobs(Protocol):
-    """What is read of the settings."""
+    """What is read of the settings, beside what METHODS names."""
 
-    method: Any
-    lr: float
-    mu: float
-    server_lr: float
-    beta: float
+    @property
+    def method(self) -> Any:
+        """A :data:`Method`."""
+
+    @property
+    def lr(self) -> float:
+        """The clients' learning rate."""
 
 
 def name_of(method: Method) -> str:

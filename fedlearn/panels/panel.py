@@ -9,7 +9,8 @@ from .boundary import Boundary
 from .clients import ClientCurves
 from .engine import Frame, Snapshot
 from .explorable import Explorable
-from .knobs import SHOWN, follow, make_controls, settled, split_words
+from .knobs import OFFERED, SHOWN, follow, make_controls, settled, shift_words, split_words
+from .methods import Method, name_of
 from .parts import Curve, Dots, Holdings, Part
 from .save import table
 from .scales import words
@@ -32,8 +33,9 @@ class Panel(Explorable):
 
     Args:
         show: Controls that the reader sees, any of ``dataset``, ``clients``, ``partition``,
-            ``alpha`` (the skew: also labels or shards each, as the split wants), ``method``,
-            ``model``, ``epochs``, ``batch``, ``lr``, ``cohort``. The others keep the value given.
+            ``alpha`` (the skew: also labels or shards each, as the split wants), ``method`` (and
+            what it has beside lr), ``model``, ``epochs``, ``batch``, ``lr``, ``cohort``; and, if
+            asked for, ``feature`` (a menu, and its amount). The others keep the value given.
         dataset: ``digits``, ``breast_cancer``, ``wine``, ``toy``, ``mnist``, ``fashion_mnist`` or
             ``cifar10``.
         model: ``softmax`` (regression) or ``mlp`` (one hidden layer of 32).
@@ -43,7 +45,15 @@ class Panel(Explorable):
         labels_each: Labels of a client under ``labels_per_client``.
         shards_each: Shards of a client under ``shards``.
         size_alpha: Concentration of the sizes under ``label_and_quantity``.
-        method: ``fedavg`` or ``fedsgd``.
+        feature: What each client does to its examples: ``none``, ``rotation`` (pictures only),
+            ``noise``, ``brightness`` or ``label_swap``; see :class:`Settings`.
+        amount: How much, from 0 to 1; set to the nearest step of the slider.
+        method: ``fedavg``, ``fedsgd``, ``fedprox``, ``scaffold``, ``fednova``, ``feddyn``,
+            ``fedavgm``, ``fedadagrad``, ``fedadam`` or ``fedyogi``; or your own, a function (task,
+            lr) -> Algorithm: it stands in the menu under its name.
+        mu: Pull towards the broadcast theta: FedProx's mu, FedDyn's alpha.
+        server_lr: eta_s of FedAvgM, FedAdagrad, FedAdam and FedYogi.
+        beta: Momentum of FedAvgM.
         epochs: E.
         lr: Learning rate; set to the nearest step of the slider.
         batch: B, or None for all of a client's examples.
@@ -83,7 +93,12 @@ class Panel(Explorable):
         labels_each: int = 2,
         shards_each: int = 2,
         size_alpha: float = 1.0,
-        method: str = "fedavg",
+        feature: str = "none",
+        amount: float = 0.5,
+        method: Method = "fedavg",
+        mu: float = 0.1,
+        server_lr: float = 0.1,
+        beta: float = 0.9,
         epochs: int = 5,
         lr: float = 1.0,
         batch: int | None = 32,
@@ -96,14 +111,18 @@ class Panel(Explorable):
         parts: Sequence[str] = PARTS,
         seconds: float = 2.0,
     ):
-        _known("show", show, SHOWN)
+        _known("show", show, OFFERED)
         _known("parts", parts, (*PARTS, *EXTRAS))
         self._fixed = Settings(
             dataset=dataset, model=model, clients=clients, partition=partition, alpha=float(alpha),
             labels_each=labels_each, shards_each=shards_each, size_alpha=float(size_alpha),
-            method=method, epochs=epochs, lr=float(lr), batch=batch,
+            feature=feature, amount=amount,
+            method=method, mu=float(mu), server_lr=float(server_lr), beta=float(beta),
+            epochs=epochs, lr=float(lr), batch=batch,
             cohort=cohort, rounds=rounds, seed=seed,
         )  # fmt: skip
+        if x not in ("round", "bytes"):
+            raise ValueError(f"Panel: x must be 'round' or 'bytes', got {x!r}, e.g. x='bytes'")
         self._references = References()
         self._extras = [EXTRAS[p] for p in parts if p in EXTRAS]
         super().__init__(
@@ -142,7 +161,7 @@ class Panel(Explorable):
         )
         return (
             f"{words(p['method'])} on {words(p['dataset'])}, {p['clients']} clients, "
-            f"{split_words(p)}, {where}{end}."
+            f"{split_words(p)}{shift_words(p)}, {where}{end}."
         )
 
     def _figure_title(self, s: Snapshot) -> str:
@@ -151,16 +170,16 @@ class Panel(Explorable):
             local = f", E = {p['epochs']}, B = {words(p['batch'])}"
         return (
             f"{words(p['method'])} on {words(p['dataset'])}: {p['clients']} clients, "
-            f"{split_words(p)}{local}, η = {words(p['lr'])}"
+            f"{split_words(p)}{shift_words(p)}{local}, η = {words(p['lr'])}"
         )
 
     def _stem(self, s: Snapshot) -> str:
-        return f"{s.params['method']}-{s.params['dataset']}"
+        return f"{name_of(s.params['method'])}-{s.params['dataset']}"
 
     def _table(self, s: Snapshot) -> bytes:
         reference = s.latest.get("reference") or {}
         pooled = {f"centralised_{k}": v for k, v in reference.items()}
-        return table({**s.columns, **pooled}, s.params)
+        return table({**s.columns, **pooled}, {**s.params, "method": name_of(s.params["method"])})
 
 
 def _numbers(s: Snapshot) -> list[str]:

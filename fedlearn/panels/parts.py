@@ -16,7 +16,7 @@ import traitlets as T
 
 from . import static
 from .engine import Snapshot
-from .scales import changed, linear_range, log_range
+from .scales import changed, linear_range, log_range, round_up
 
 _WEB = Path(__file__).with_name("web")
 
@@ -30,6 +30,10 @@ def script(name: str) -> str:
     """
     both = [(_WEB / f"{n}.js").read_text(encoding="utf-8") for n in ("common", name)]
     return "\n".join(both)
+
+
+def _is_bytes(column: str) -> bool:
+    return column == "bytes" or column.startswith("bytes_")
 
 
 def _bytes(values: Any) -> bytes:
@@ -59,17 +63,20 @@ class Part(anywidget.AnyWidget):
 
 
 class Curve(Part):
-    """Lines over rounds or megabytes: this run, the last one, and the reference; or several runs.
+    """Lines over rounds, or over another column: this run, the last one, and the reference.
 
     Args:
         column: Name of the history column; or ``{legend: column}`` for several lines of one run,
             drawn in the Okabe-Ito order, each with its own dash.
         title: Above the picture; by default the column's name.
-        x: ``"round"``, or ``"bytes"`` for megabytes sent (a column of that name is needed).
+        x: What the line is drawn against: ``"round"``, or the name of a column that grows, e.g.
+            ``"seconds"``; ``"bytes"`` (and ``"bytes_…"``) is shown in megabytes. Where each line
+            has its own, ``{legend: column}`` with the legends of ``column``.
         ylim: Fixed range; by default one that fits, and that grows but doesn't jump.
         log: Logarithmic y axis.
         ylabel: Name of the y axis.
         legend: ``"top"``, ``"bottom"`` (right corners) or ``""``.
+        xlabel: Name of the x axis; by default what ``x`` says.
 
     A frame may hold ``"reference": {column: values}`` beside its scalars.
 
@@ -79,6 +86,11 @@ class Curve(Part):
         >>> curve.show(Engine(lambda: [{"loss": 2.0}, {"loss": 1.0}], {}, rounds=1).compute())
         >>> curve.lines[-1]["n"], curve.ylim
         (2, [0.0, 2.0])
+        >>> timed = Curve("loss", x="seconds", xlabel="simulated seconds")
+        >>> rows = [{"loss": 2.0, "seconds": 0.0}, {"loss": 1.0, "seconds": 7.5}]
+        >>> timed.show(Engine(lambda: rows, {}, rounds=1).compute())
+        >>> timed.xmax, timed.xlabel
+        (7.5, 'simulated seconds')
     """
 
     _esm = script("curve")
@@ -97,27 +109,33 @@ class Curve(Part):
         column: str | Mapping[str, str],
         *,
         title: str = "",
-        x: str = "round",
+        x: str | Mapping[str, str] = "round",
         ylim: tuple[float, float] | None = None,
         log: bool = False,
         ylabel: str = "",
         legend: str = "top",
+        xlabel: str = "",
     ):
-        if x not in ("round", "bytes"):
-            raise ValueError(f"Curve: x must be 'round' or 'bytes', got {x!r}, e.g. x='bytes'")
         several = not isinstance(column, str)
+        over = list(x) if isinstance(x, Mapping) else []
+        if not x or (over and (isinstance(column, str) or over != list(column))):
+            raise ValueError(
+                f"Curve: x must be 'round', a column's name, or a column for each line, got {x!r}, "
+                "e.g. x='seconds'"
+            )
+        said = x if isinstance(x, str) else ""
         super().__init__(
             title=title or (column if isinstance(column, str) else ""),
             ylim=list(ylim or ((0.1, 1.0) if log else (0.0, 1.0))),
-            xlabel="round" if x == "round" else "MB sent",
+            xlabel=xlabel or ("MB sent" if said == "bytes" else said),
             ylabel=ylabel,
             log=log,
             legend=legend,
         )
         columns = {"this run": column} if isinstance(column, str) else dict(column)
         self.columns: dict[str, str] = columns
-        self._several, self._over, self._fixed = several, x, ylim is not None
-        self._fitted = False
+        self._several, self._fixed, self._fitted = several, ylim is not None, False
+        self._over = list(x.values()) if isinstance(x, Mapping) else [x] * len(columns)
 
     def show(self, snapshot: Snapshot) -> None:
         series = self._series(snapshot)
@@ -154,24 +172,45 @@ class Curve(Part):
         for i, (name, column) in enumerate(self.columns.items()):
             y = s.columns.get(column, np.empty(0))
             role = f"s{i % 8}" if self._several else "run"
-            out.append((name, role, self._axis(s.columns, len(y)), y))
+            out.append((name, role, self._axis(s.columns, len(y), i), y))
         return out
 
-    def _axis(self, columns: Mapping[str, np.ndarray], n: int) -> np.ndarray:
-        if self._over == "round" or "bytes" not in columns:
+    def _axis(self, columns: Mapping[str, np.ndarray], n: int, line: int = 0) -> np.ndarray:
+        over = self._over[line]
+        if over == "round" or not n:
             return np.arange(n, dtype=float)
-        return np.asarray(columns["bytes"][:n], float) / 1e6
+        if over not in columns:
+            raise ValueError(
+                f"Curve: x={over!r} is no column of the frames, which have "
+                f"{', '.join(columns)}, e.g. x={next(iter(columns))!r}"
+            )
+        return np.asarray(columns[over][:n], float) / (1e6 if _is_bytes(over) else 1.0)
 
     def _as_sent(self, s: Snapshot, n: int) -> np.ndarray:
         """The reference sends nothing: its rounds are laid where this run's rounds lie."""
-        return np.arange(n, dtype=float) * (self._width(s, []) / max(s.rounds, 1))
+        whole = s.rounds if set(self._over) == {"round"} else self._goal(s) or self.xmax
+        return np.arange(n, dtype=float) * (whole / max(s.rounds, 1))
+
+    def _goal(self, s: Snapshot) -> float:
+        """Where this run will end, by its rounds so far; 0 if that can't be said."""
+        ends = [0.0]
+        for i, column in enumerate(self.columns.values()):
+            x = self._axis(s.columns, len(s.columns.get(column, ())), i)
+            if len(x) > 1 and np.isfinite(x[-1]):
+                ends.append(float(x[-1]) * s.rounds / (len(x) - 1))
+        return max(ends)
 
     def _width(self, s: Snapshot, xs: Sequence[np.ndarray]) -> float:
-        if self._over == "round":
+        """Where the axis ends: no line is cut off, and it doesn't jump while a run goes on."""
+        if set(self._over) == {"round"}:
             return float(max(s.rounds, 1))
-        sent = s.columns.get("bytes", np.empty(0))
-        whole = sent[-1] / 1e6 * s.rounds / (len(sent) - 1) if len(sent) > 1 else 0.0
-        return float(max([whole, *(x[-1] for x in xs if len(x))])) or self.xmax
+        ends = [float(x[np.isfinite(x)].max()) for x in xs if np.isfinite(x).any()]
+        widest = max([0.0, *ends, self._goal(s) if s.state != "done" else 0.0])
+        if widest <= 0:
+            return self.xmax
+        if s.state == "done" or all(map(_is_bytes, self._over)):  # all rounds send the same
+            return widest
+        return max(round_up(widest), self.xmax if self.gen == s.gen else 0.0)
 
     def _fit(self, ys: Sequence[np.ndarray], over: bool) -> list[float]:
         """The range that shows every line. It only grows during a run: axes must not jump."""

@@ -17,11 +17,23 @@ SHORT = {
     "labels_each": "labels each",
     "shards_each": "shards each",
     "size_alpha": "sizes α",
+    "amount": "amount",
+    "mu": "μ",
+    "server_lr": "η_s",
+    "beta": "β",
 }
 # As the menus have them.
 NAMES = {
     "fedavg": "FedAvg",
     "fedsgd": "FedSGD",
+    "fedprox": "FedProx",
+    "scaffold": "SCAFFOLD",
+    "fednova": "FedNova",
+    "feddyn": "FedDyn",
+    "fedavgm": "FedAvgM",
+    "fedadagrad": "FedAdagrad",
+    "fedadam": "FedAdam",
+    "fedyogi": "FedYogi",
     "mlp": "network",
     "iid": "even",
     "label_and_quantity": "labels and sizes",
@@ -31,6 +43,7 @@ NAMES = {
     "mnist": "MNIST",
     "fashion_mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
+    "none": "no shift",
 }
 
 
@@ -43,6 +56,8 @@ def words(value: Any) -> str:
     """
     if value is None:
         return "all"
+    if callable(value):
+        return getattr(value, "__name__", "own method")
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
     return NAMES.get(value, str(value).replace("_", " "))
@@ -60,13 +75,15 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     other = {k for k, v in before.items() if now.get(k) != v}
     if "partition" in other:  # the skew of one split says nothing about another
         other -= {"alpha", "labels_each", "shards_each", "size_alpha"}
+    if "feature" in other:
+        other -= {"amount"}
     if "method" in other:
-        other -= {"epochs", "batch"}
+        other -= {"epochs", "batch", "mu", "server_lr", "beta"}
     if {"clients", "cohort"} <= other and before["clients"] == before["cohort"]:
         other -= {"cohort"}  # everybody takes part, before and now
     said = [
         words(before[k])
-        if isinstance(before[k], str)
+        if isinstance(before[k], str) or callable(before[k])
         else f"{SHORT.get(k, k)} = {words(before[k])}"
         for k in before
         if k in other

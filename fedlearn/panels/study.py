@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import algorithms, data, model, partition
+from .. import data, model, partition, skew
 from ..federate import Diverged, Recipe, Round, Simulated, centralised, federate
 from ..rng import Use, numpy_rng
+from .methods import METHODS, Method, make_method, method_code, uses
 from .scene import boundary_scene
 
 DATASETS = ("digits", "breast_cancer", "wine", "toy", "mnist", "fashion_mnist", "cifar10")
@@ -29,7 +30,7 @@ PARTITIONS = {
     "quantity": "alpha",
     "label_and_quantity": "alpha",
 }
-METHODS = ("fedavg", "fedsgd")
+FEATURES = ("none", "rotation", "noise", "brightness", "label_swap")
 MODELS = ("softmax", "mlp")
 HIDDEN = 32  # units of the hidden layer of "mlp"
 
@@ -37,6 +38,14 @@ HIDDEN = 32  # units of the hidden layer of "mlp"
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides a run. Two equal settings give the same curve.
+
+    ``feature`` changes what each client sees, ``amount`` (0 to 1) how much, evenly from the first
+    client to the last; the test set stays as it is:
+
+    - ``rotation``: pictures turned by -90 to 90 degrees times the amount;
+    - ``noise``: Gaussian noise of standard deviation 0 to the amount;
+    - ``brightness``: times 1 down to 1 - amount;
+    - ``label_swap``: this share of the clients calls class 0 class 1, and 1 0 (concept shift).
 
     Example:
         >>> Settings(alpha=0.1).applies("alpha"), Settings(partition="iid").applies("alpha")
@@ -51,7 +60,12 @@ class Settings:
     labels_each: int = 2
     shards_each: int = 2
     size_alpha: float = 1.0
-    method: str = "fedavg"
+    feature: str = "none"
+    amount: float = 0.5
+    method: Method = "fedavg"
+    mu: float = 0.1
+    server_lr: float = 0.1
+    beta: float = 0.9
     epochs: int = 5
     lr: float = 1.0
     batch: int | None = 32
@@ -63,7 +77,9 @@ class Settings:
         self._one_of("dataset", DATASETS)
         self._one_of("model", MODELS)
         self._one_of("partition", tuple(PARTITIONS))
-        self._one_of("method", METHODS)
+        self._one_of("feature", FEATURES)
+        if not callable(self.method):
+            self._one_of("method", tuple(METHODS))
         for name in ("clients", "labels_each", "shards_each", "epochs", "rounds"):
             self._whole(name, 1)
         self._whole("seed", 0)
@@ -76,10 +92,15 @@ class Settings:
                     f"panel: cohort must be at most clients={self.clients}, got {self.cohort}, "
                     f"e.g. cohort={max(1, self.clients // 2)}"
                 )
-        for name in ("alpha", "size_alpha", "lr"):
+        for name in ("alpha", "size_alpha", "lr", "server_lr"):
             v = getattr(self, name)
             if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < float("inf"):
                 raise ValueError(f"panel: {name} must be > 0 and finite, got {v!r}, e.g. 0.5")
+        for name, top in (("amount", 1.0), ("mu", float("inf")), ("beta", 0.999)):
+            v = getattr(self, name)
+            if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v <= top:
+                rule = f"from 0 to {top:g}" if top < 2 else ">= 0"
+                raise ValueError(f"panel: {name} must be {rule}, got {v!r}, e.g. {name}=0.5")
 
     def _one_of(self, name: str, known: tuple[str, ...]) -> None:
         if getattr(self, name) not in known:
@@ -106,6 +127,10 @@ class Settings:
             return PARTITIONS[self.partition] == name
         if name == "size_alpha":
             return self.partition == "label_and_quantity"
+        if name == "amount":
+            return self.feature != "none"
+        if name in ("mu", "server_lr", "beta"):
+            return uses(self.method, name)
         if name in ("epochs", "batch"):
             return self.method != "fedsgd"  # one gradient over everything
         return True
@@ -113,9 +138,14 @@ class Settings:
 
 @dataclass
 class Setup:
-    """The run's objects, made from the settings as the code of :func:`code` makes them."""
+    """The run's objects, made from the settings as the code of :func:`code` makes them.
+
+    ``x`` and ``y`` are the training examples as their clients see and name them.
+    """
 
     data: data.Dataset
+    x: Tensor
+    y: Tensor
     parts: partition.Parts
     task: model.Task
     recipe: Recipe
@@ -144,10 +174,30 @@ def setup(s: Settings) -> Setup:
         task = model.mlp(n_in, HIDDEN, d.classes, seed=s.seed)
     else:
         task = model.softmax_regression(n_in, d.classes)
-    method = getattr(algorithms, s.method)(task, lr=s.lr)
+    method = make_method(s, task, len(d.y))
     batch, epochs = (s.batch, s.epochs) if s.applies("epochs") else (None, 1)
     recipe = Recipe(method, task.theta0, batch=batch, epochs=epochs, seed=s.seed)
-    return Setup(d, parts, task, recipe, model.evaluator(task, d.x_test, d.y_test))
+    x, y = _as_seen(s, d, parts)
+    return Setup(d, x, y, parts, task, recipe, model.evaluator(task, d.x_test, d.y_test))
+
+
+def _as_seen(s: Settings, d: data.Dataset, parts: partition.Parts) -> tuple[Tensor, Tensor]:
+    """The examples, changed client by client."""
+    N, a = s.clients, s.amount
+    if s.feature in ("noise", "brightness") and (d.x.min() < 0 or d.x.max() > 1):
+        raise ValueError(
+            f"panel: feature={s.feature!r} needs features from 0 to 1, {s.dataset} has others, "
+            "e.g. dataset='digits'"
+        )
+    if s.feature == "rotation":
+        return skew.rotate(d.x, parts, np.linspace(-90 * a, 90 * a, N).tolist(), d.shape), d.y
+    if s.feature == "noise":
+        return skew.add_noise(d.x, parts, np.linspace(0, a, N).tolist(), seed=s.seed), d.y
+    if s.feature == "brightness":
+        return skew.brighten(d.x, parts, np.linspace(1, 1 - a, N).tolist()), d.y
+    if s.feature == "label_swap":
+        return d.x, skew.swap_labels(d.y, parts, [(0, 1) if k < a * N else None for k in range(N)])
+    return d.x, d.y
 
 
 def _split_arguments(s: Settings) -> dict[str, Any]:
@@ -177,13 +227,17 @@ class References:
 
     def upto(self, s: Settings, made: Setup, t: int) -> dict[str, list[float]]:
         """Columns of at least t rounds (t + 1 values), or as many as the run has."""
-        key = replace(  # who holds what is no matter where all is in one place
-            s, partition="iid", cohort=None, alpha=1.0, labels_each=1, shards_each=1, size_alpha=1.0
-        )
+        plain = "fedsgd" if s.method == "fedsgd" else "fedavg"  # no method is needed in one place
+        key = replace(s, cohort=None, method=plain, mu=0.0, server_lr=1.0, beta=0.0)
+        if s.feature == "none":  # then who holds what is no matter where all is in one place
+            key = replace(key, partition="iid", alpha=1.0, labels_each=1, shards_each=1)
+            key = replace(key, size_alpha=1.0, amount=0.0)
         if key not in self._known:
             if len(self._known) >= self._keep:
                 del self._known[next(iter(self._known))]
-            recipe, everything = centralised(made.recipe, made.data.x, made.data.y, s.clients)
+            method = make_method(key, made.task, len(made.y))
+            recipe = replace(made.recipe, algorithm=method)
+            recipe, everything = centralised(recipe, made.x, made.y, s.clients)
             run = federate(recipe, everything, rounds=s.rounds, evaluate=made.test)
             start = made.test(made.task.theta0)
             self._known[key] = run, {k: [v] for k, v in start.items()}
@@ -215,7 +269,8 @@ def frames(
     Yields:
         ``loss``, ``accuracy`` (on the test set), ``bytes`` (all clients, both ways, so far),
         ``drift`` (mean over the cohort of the norm of delta_k), ``clients`` (a function: accuracy
-        of the shared model on each client's own examples), ``reference``; in frame 0 also
+        of the shared model on each client's own examples, as it sees and names them),
+        ``reference``; in frame 0 also
         ``counts``, ``labels`` and ``note``.
 
     Example:
@@ -225,7 +280,7 @@ def frames(
     """
     made = setup(s)
     d, more = made.data, [extra(made) for extra in extras]
-    counts = partition.counts(made.parts, d.y.numpy(), d.classes)
+    counts = partition.counts(made.parts, made.y.numpy(), d.classes)
     each = _each_client(made)
     first = {
         **made.test(made.task.theta0),
@@ -241,7 +296,7 @@ def frames(
     for each_round in more:
         first |= each_round(None)
     yield first
-    clients, sent = Simulated(made.recipe, d.x, d.y, made.parts), 0
+    clients, sent = Simulated(made.recipe, made.x, made.y, made.parts), 0
     run = federate(made.recipe, clients, rounds=s.rounds, cohort=s.cohort, evaluate=made.test)
     for r in run:
         sent += (r.sent + r.received) * len(r.cohort)
@@ -286,7 +341,7 @@ def plane(made: Setup) -> Callable[[Round | None], dict[str, Any]]:
     """
     rows = np.concatenate(made.parts)
     owner = np.repeat(np.arange(len(made.parts)), [len(p) for p in made.parts])
-    x, y, before = made.data.x[rows], made.data.y[rows], made.task.theta0
+    x, y, before = made.x[rows], made.y[rows], made.task.theta0
 
     def now(r: Round | None) -> dict[str, Any]:
         nonlocal before
@@ -302,14 +357,14 @@ def plane(made: Setup) -> Callable[[Round | None], dict[str, Any]]:
 
 def _each_client(made: Setup) -> Callable[[Tensor], Callable[[], np.ndarray]]:
     """theta -> (a function that gives) the accuracy of theta on every client's own examples."""
-    d, sizes = made.data, np.array([len(p) for p in made.parts])
+    sizes = np.array([len(p) for p in made.parts])
     rows, owner = np.concatenate(made.parts), np.repeat(np.arange(len(sizes)), sizes)
 
     def later(theta: Tensor) -> Callable[[], np.ndarray]:
         @torch.no_grad()
         def now() -> np.ndarray:
-            at = [made.task.predict(theta, x).argmax(-1) for x in d.x.split(10_000)]
-            right = (torch.cat(at) == d.y).numpy()[rows]
+            at = [made.task.predict(theta, x).argmax(-1) for x in made.x.split(10_000)]
+            right = (torch.cat(at) == made.y).numpy()[rows]
             return np.bincount(owner, weights=right, minlength=len(sizes)) / sizes
 
         return now
@@ -318,21 +373,34 @@ def _each_client(made: Setup) -> Callable[[Tensor], Callable[[], np.ndarray]]:
 
 
 _CODE = """\
-from fedlearn import algorithms, data, model, partition
+{imports}from fedlearn import algorithms, data, model, partition{more}
 from fedlearn.federate import Recipe, Simulated, collect, federate
 from fedlearn.rng import Use, numpy_rng
 
 d = data.load({dataset!r})
 rng = numpy_rng({seed}, Use.PARTITION)
 parts = partition.{partition}(d.y.numpy(), {clients}, rng{split})
-task = model.{task}
-method = algorithms.{method}(task, lr={lr!r})
+{seen}task = model.{task}
+method = {made}
 recipe = Recipe(method, task.theta0, batch={batch}, epochs={epochs}, seed={seed})
-clients = Simulated(recipe, d.x, d.y, parts)
+clients = Simulated(recipe, {x}, {y}, parts)
 test = model.evaluator(task, d.x_test, d.y_test)
 history = collect(federate(recipe, clients, rounds={rounds}, cohort={cohort}, evaluate=test))
 print(history["loss"][-1], history["accuracy"][-1])
 """
+
+
+# Feature or concept skew: the line before ``task``, with x or y in place of d.x or d.y.
+_SEEN = {
+    "none": "",
+    "rotation": "x = skew.rotate(d.x, parts, np.linspace({low!r}, {high!r}, {clients}), d.shape)\n",
+    "noise": "x = skew.add_noise(d.x, parts, np.linspace(0, {amount!r}, {clients}), seed={seed})\n",
+    "brightness": "x = skew.brighten(d.x, parts, np.linspace(1, {dark!r}, {clients}))\n",
+    "label_swap": (
+        "swaps = [(0, 1) if k < {amount!r} * {clients} else None for k in range({clients})]\n"
+        "y = skew.swap_labels(d.y, parts, swaps)\n"
+    ),
+}
 
 
 def code(s: Settings) -> str:
@@ -351,4 +419,11 @@ def code(s: Settings) -> str:
     split = "".join(f", {k}={v!r}" for k, v in _split_arguments(s).items())
     linear = f"softmax_regression({wide[0]}, {wide[1]})"
     task = linear if s.model == "softmax" else f"mlp({layers}, seed={s.seed})"
-    return _CODE.format(**values, split=split, task=task)
+    a, changes = s.amount, s.feature != "none"
+    numbers = s.feature in ("rotation", "noise", "brightness")
+    seen = _SEEN[s.feature].format(**values, low=-90 * a, high=90 * a, dark=1 - a)
+    return _CODE.format(
+        **values, split=split, task=task, seen=seen, made=method_code(s),
+        imports="import numpy as np\n\n" if numbers else "", more=", skew" if changes else "",
+        x="x" if numbers else "d.x", y="y" if s.feature == "label_swap" else "d.y",
+    )  # fmt: skip

@@ -12,12 +12,12 @@ from .cells import Axis, known, pairs, sweep
 from .engine import Frame, Snapshot
 from .explorable import Explorable
 from .heat import Heat
-from .knobs import SHOWN, follow, make_controls, settled, split_words
+from .knobs import OFFERED, follow, make_controls, settled, shift_words, split_words
 from .scales import SHORT, words
 from .study import Settings
 
 _NUMBERS = ("alpha", "epochs", "lr", "clients", "batch", "cohort", "labels_each", "shards_each",
-            "rounds", "seed", "size_alpha")  # fmt: skip
+            "rounds", "seed", "size_alpha", "amount")  # fmt: skip
 
 
 class Sweep(Explorable):
@@ -66,10 +66,10 @@ class Sweep(Explorable):
                     f"Sweep: an axis is one of {', '.join(_NUMBERS)} and its values, got "
                     f"{(name, values)!r}, e.g. x=('epochs', (1, 5, 20))"
                 )
-        wrong = [s for s in show if s not in SHOWN]
+        wrong = [s for s in show if s not in OFFERED]
         if wrong or x[0] == y[0]:
             raise ValueError(
-                f"Sweep: show takes any of {', '.join(SHOWN)}, and the axes differ; got "
+                f"Sweep: show takes any of {', '.join(OFFERED)}, and the axes differ; got "
                 f"{wrong or [x[0]]}, e.g. show=('partition', 'lr')"
             )
         show = [s for s in show if s not in (x[0], y[0])]
@@ -145,7 +145,7 @@ class Sweep(Explorable):
     def caption(self, snapshot: Snapshot | None = None) -> str:
         """One sentence for those who can't see the picture."""
         s = snapshot or self._start()
-        split = split_words(s.params).split(",")[0]
+        split = split_words(s.params).split(",")[0] + shift_words(s.params)
         return f"{self.parts[0].label}. {words(s.params['dataset'])}, {split}."
 
     def _figure_title(self, s: Snapshot) -> str:

@@ -1,4 +1,4 @@
-"""A JupyterLab for the session, a page for each test, and what was measured at the end."""
+"""A JupyterLab and a browser for each process that runs tests, a page for each test."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import nbformat
 import pytest
 from lab import NOTEBOOKS, browser, chromium, lab_server, page_in, stop_kernels
 
-MEASURED: list[str] = []
-
-# With FEDLEARN_TEST_FREEZE=1 a drawn line stays as it was first drawn: the tests must then fail.
+# With FEDLEARN_TEST_FREEZE=1 lines and cells stay as first drawn: the tests must then fail.
 FREEZE = """(() => {
-  const set = Element.prototype.setAttribute;
+  const set = Element.prototype.setAttribute, kept = { path: 'd', rect: 'fill-opacity' };
   Element.prototype.setAttribute = function (name, value) {
-    const drawn = name === 'd' && this.closest?.('.fl-part') && this.getAttribute('d');
+    const drawn = kept[this.tagName] === name && this.closest('.fl-part')
+      && this.getAttribute(name);
     if (!drawn) set.call(this, name, value);
   };
 })()"""
 
-SCRATCH = {
-    "scratch.ipynb": "from fedlearn.panels import Panel\n\npanel = Panel()\npanel",
-    "toy.ipynb": "from fedlearn.panels import ToyPanel\n\npanel = ToyPanel(clients=5)\npanel",
-    "compare.ipynb": "from fedlearn.panels import Compare\n\npanel = Compare()\npanel",
+SCRATCH = {  # name: what its panel is
+    "scratch": "Panel()",
+    "clients": "Panel(parts=('loss', 'accuracy', 'holdings', 'client_curves'))",
+    "toy": "ToyPanel(clients=5)",
+    "compare": "Compare()",
+    "sweep": "Sweep(x=('epochs', (1, 2, 5)), y=('alpha', (0.1, 1, 10)), rounds=30, show=('lr',))",
 }
 
 
@@ -36,7 +37,7 @@ def write_notebook(path: Path, *cells: str) -> None:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory):
-    """(address, token) of a server on a copy of the notebooks and a scratch notebook."""
+    """(address, token) of a server on a copy of the notebooks and the scratch notebooks."""
     if not chromium():
         pytest.skip(
             "no Chromium, Chrome or Edge found: install one (Debian: apt-get install chromium), "
@@ -45,9 +46,12 @@ def site(tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("site")
     for note in NOTEBOOKS.glob("*.ipynb"):
         shutil.copy(note, root)
-    for name, cell in SCRATCH.items():
-        write_notebook(root / name, cell, "1 + 1")
+    for name, panel in SCRATCH.items():
+        cell = f"from fedlearn.panels import {panel.split('(')[0]}\n\npanel = {panel}\npanel"
+        write_notebook(root / f"{name}.ipynb", cell, "1 + 1")
     os.environ.setdefault("FEDLEARN_FAST", "1")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each has its share of the cores
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     with lab_server(root) as (address, token):
         yield address, token
 
@@ -62,16 +66,4 @@ def chrome(site):
 def page(site, chrome):
     with page_in(chrome, FREEZE if os.environ.get("FEDLEARN_TEST_FREEZE") else "") as page:
         yield page
-    stop_kernels(*site)  # or twenty notebooks would hold twenty kernels
-
-
-@pytest.fixture
-def measured():
-    return MEASURED
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    if MEASURED:
-        terminalreporter.section("panels, as measured in the browser")
-        for line in MEASURED:
-            terminalreporter.write_line(line)
+    stop_kernels(*site, wait=False)  # or twenty notebooks would hold twenty kernels

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -213,6 +214,15 @@ def _wait_for(server: subprocess.Popen[bytes], address: str, token: str, log: Pa
     raise RuntimeError(f"JupyterLab did not answer in 90 s:\n{log.read_text()}")
 
 
-def stop_kernels(address: str, token: str) -> None:
+def stop_kernels(address: str, token: str, wait: bool = True) -> None:
+    """End those that run now; without ``wait`` they end while the next test opens its page."""
+
+    def stop(path: str) -> None:
+        with contextlib.suppress(OSError):  # it has ended already
+            _request(address, token, path, "DELETE")
+
     for kernel in json.loads(_request(address, token, "/api/kernels")):
-        _request(address, token, f"/api/kernels/{kernel['id']}", "DELETE")
+        thread = threading.Thread(target=stop, args=[f"/api/kernels/{kernel['id']}"])
+        thread.start()
+        if wait:
+            thread.join()

@@ -1,47 +1,134 @@
 """Every notebook in a real JupyterLab, its first panel under a real mouse and keyboard.
 
-``FEDLEARN_TEST_FREEZE=1`` freezes the drawn lines in the page: every test here must then fail.
+``FEDLEARN_TEST_FREEZE=1`` freezes what is drawn in the page: the tests must then fail.
 ``SHOTS=folder`` keeps screenshots of every panel, light and dark.
+``-n 2`` runs two at a time; those marked ``alone`` measure, so ``run.py`` gives them the machine.
 """
 
 from __future__ import annotations
 
 import re
+import time
+from typing import Any
 
 import pytest
-from exercise import exercise, screenshots, sliders
-from lab import NOTEBOOKS, in_kernel, open_notebook, run_all
+from exercise import drawn, exercise, nudge, screenshots, sliders
+from lab import NOTEBOOKS, in_kernel
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-NAMES = [
-    "scratch.ipynb",
-    "toy.ipynb",
-    "compare.ipynb",
-    *sorted(p.name for p in NOTEBOOKS.glob("*.ipynb")),
-]
+LESSONS = sorted(p.name for p in NOTEBOOKS.glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_notebook(site, page, measured, name):
-    much = name == "scratch.ipynb"  # the full panel is measured well, the lessons in passing
-    presses, reruns = (40, 10) if much else (10, 2)
-    measured.append(exercise(page, site, name, presses, reruns))
-    print(measured[-1])
+@pytest.mark.alone
+@pytest.mark.parametrize(("name", "presses"), [("scratch", 40), ("clients", 40), ("toy", 20)])
+def test_a_panel_is_measured(site, page, record_property, name, presses):
+    reruns = 10 if name == "scratch" else 1
+    record_property("measured", exercise(page, site, f"{name}.ipynb", presses, reruns))
     screenshots(page, name)
 
 
-def full_panel(page, site):
-    """The scratch notebook's panel, drawn, its handles named."""
-    open_notebook(page, *site, "scratch.ipynb")
-    run_all(page)
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_lesson(site, page, record_property, name):
+    record_property("measured", exercise(page, site, name, presses=6, reruns=2))
+    screenshots(page, name)
+
+
+def test_compare(site, page, record_property):
+    record_property("measured", exercise(page, site, "compare.ipynb", presses=6, reruns=1))
     panel = page.locator(".fl-root").first
-    panel.wait_for()
-    page.wait_for_timeout(800)
-    return panel
+    a, b = lines(page, panel)
+    panel.get_by_label("B: Split", exact=True).select_option("even (iid)")
+    page.wait_for_timeout(1000)
+    same, other = lines(page, panel)
+    assert same == a, "B's setting moved A's line"
+    assert other != b, "B's setting did not move B's line"
+    assert page.problems == []
+    screenshots(page, "compare")
 
 
-def test_a_panel_reads_well_without_eyes_and_mouse(site, page):
-    panel = full_panel(page, site)
+def lines(page: Any, panel: Any) -> list[str]:
+    """The drawn lines of A and of B (their accuracy, on fixed axes) when the run is over."""
+    in_kernel(page, "panel.engine.wait()")
+    page.wait_for_timeout(500)
+    found = panel.locator(".fl-part svg[data-gen]").nth(1).locator("path.s0, path.s1").all()
+    assert len(found) == 2
+    return [str(line.get_attribute("d")) for line in found]
+
+
+def test_a_sweep_fills_stops_and_remembers(site, page, record_property):
+    panel = drawn(page, site, "sweep.ipynb")
+    panel.evaluate(
+        """root => {
+          const shown = () => root.querySelectorAll('.fl-heat rect.fl-cell:not(.fl-none)').length;
+          const opacities = () => new Set([...root.querySelectorAll('.fl-heat rect')]
+            .map(r => r.getAttribute('fill-opacity'))).size;
+          window.heat = { counts: [shown()], shades: 0 };
+          new MutationObserver(() => {
+            heat.shades = Math.max(heat.shades, opacities());
+            if (shown() !== heat.counts.at(-1)) heat.counts.push(shown());
+          }).observe(root.querySelector('.fl-heat svg'), { attributes: true, subtree: true });
+        }"""
+    )
+    bar, run = panel.get_by_role("progressbar"), panel.locator(".fl-buttons button").first
+
+    def known(n: int, seconds: float) -> float:
+        """Wait until the map shows n cells or more; how long that took."""
+        start = time.monotonic()
+        page.wait_for_function("n => heat.counts.at(-1) >= n", arg=n, timeout=1000 * seconds)
+        return time.monotonic() - start
+
+    assert page.evaluate("() => heat.counts") == [0], "something is there before Run"
+    run.click()
+    known(2, 60)
+    assert run.inner_text().strip() == "Pause"
+    assert 0 < int(bar.get_attribute("aria-valuenow")) < 9
+    panel.get_by_role("button", name="Reset").click()
+    panel.get_by_role("button", name="Run").wait_for()
+    page.wait_for_timeout(300)
+    kept = page.evaluate("() => heat.counts.at(-1)")
+    page.wait_for_timeout(1500)
+    assert 2 <= page.evaluate("() => heat.counts.at(-1)") == kept < 9, "Reset did not stop it"
+    assert bar.get_attribute("aria-valuenow") == "0"
+
+    run.click()  # goes on from what is known
+    rest = known(9, 90)
+    panel.get_by_role("button", name="Run").wait_for()
+    assert bar.get_attribute("aria-valuenow") == bar.get_attribute("aria-valuemax") == "9"
+    counts, shades = page.evaluate("() => [heat.counts, heat.shades]")
+    assert len(counts) >= 5 and counts == sorted(counts), f"not cell by cell: {counts}"
+    assert shades >= 4, "the cells are not shaded"
+    assert in_kernel(page, "import numpy; print(numpy.isfinite(panel.table()).sum())") == "9\n"
+
+    start = time.monotonic()
+    run.click()  # all known
+    page.wait_for_function("() => heat.counts.at(-1) === 9")
+    panel.locator("[aria-live=polite]", has_text="done. ").wait_for()
+    again = time.monotonic() - start
+
+    page.evaluate("() => { heat.counts = [9]; }")
+    handle = sliders(panel)[0]
+    nudge(page, handle)  # other settings: an empty map that fills
+    page.wait_for_function("() => heat.counts.includes(0)", timeout=10_000)
+    known(1, 60)
+    page.keyboard.press("ArrowLeft")  # back: all there
+    back = known(9, 10)
+    assert page.problems == []
+    record_property(
+        "measured",
+        f"sweep.ipynb: filled in {len(counts)} steps; the last {9 - kept} cells in {rest:.1f} s, "
+        f"nine known ones in {again:.1f} s, after moving there and back in {back:.1f} s",
+    )
+    screenshots(page, "sweep")
+
+
+def test_the_full_panel(site, page):
+    panel = drawn(page, site, "scratch.ipynb")
+    reads_well_without_eyes_and_mouse(page, panel)
+    is_not_cut_off_at_any_width(page, panel)
+    has_the_browsers_value_in_the_kernel(page, panel)
+
+
+def reads_well_without_eyes_and_mouse(page: Any, panel: Any) -> None:
     names = ("Clients", "Skew α", "Local epochs", "Batch", "Learning rate", "Cohort")
     for name in names:
         handle = panel.get_by_role("slider", name=name, exact=True)
@@ -58,12 +145,14 @@ def test_a_panel_reads_well_without_eyes_and_mouse(site, page):
     panel.get_by_role("button", name="Code").focus()
     page.keyboard.press("Enter")
     panel.locator("pre", has_text="collect(federate(").wait_for()
+    page.keyboard.press("Enter")
+    panel.locator("pre").wait_for(state="hidden")
     in_kernel(page, "panel.status.error = 'too many clients'")
     assert panel.get_by_role("alert").inner_text().endswith("too many clients")
+    in_kernel(page, "panel.status.error = ''")
 
 
-def test_nothing_is_cut_off_at_any_width(site, page):
-    panel = full_panel(page, site)
+def is_not_cut_off_at_any_width(page: Any, panel: Any) -> None:
     for width in (1500, 960, 700, 420):
         panel.evaluate("(e, w) => { e.style.maxWidth = e.style.width = w + 'px'; }", width)
         page.wait_for_timeout(400)
@@ -87,12 +176,11 @@ def test_nothing_is_cut_off_at_any_width(site, page):
                  .map(e => parseFloat(getComputedStyle(e).fontSize))"""
         )
         assert min(sizes) >= 13
+    panel.evaluate("e => { e.style.maxWidth = e.style.width = ''; }")
 
 
-def test_a_move_in_the_browser_is_the_value_in_the_kernel(site, page):
-    panel = full_panel(page, site)
-    handle = sliders(panel)[1]
-    handle.focus()
+def has_the_browsers_value_in_the_kernel(page: Any, panel: Any) -> None:
+    sliders(panel)[1].focus()
     for _ in range(5):
         page.keyboard.press("ArrowLeft")
     page.wait_for_timeout(700)

@@ -57,7 +57,7 @@ function render({ model, el }) {
     const { w, h } = p.size, K = model.get("clients"), lim = model.get("lim");
     if (!w) return;
     const look = getComputedStyle(el), color = (n) => look.getPropertyValue(n).trim();
-    const colors = Array.from({ length: 8 }, (_, k) => color(`--fl-c${k}`));
+    const colors = Array.from({ length: 8 }, (_, k) => color(`--fl-c${k}`)), back = color("--fl-back");
     drawKey(colors, K);
     const side = Math.max(60, Math.min(w - 66, h - 48)), left = 52 + (w - 66 - side) / 2;
     const { X, Y, box } = axes.draw(p.size, { xlim: [-lim, lim], ylim: [-lim, lim], left,
@@ -92,7 +92,7 @@ function render({ model, el }) {
       c.beginPath();
       KINDS[owner[i] % 6](c, X(xy[2 * i]), Y(xy[2 * i + 1]));
       c.strokeStyle = colors[owner[i] % 8];
-      c.fillStyle = right[i] ? colors[owner[i] % 8] : color("--fl-back");
+      c.fillStyle = right[i] ? colors[owner[i] % 8] : back;
       c.globalAlpha = right[i] ? 0.75 : 1;
       c.fill(); c.stroke();
     }

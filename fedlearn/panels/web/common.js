@@ -41,6 +41,9 @@ class Pool {
   }
 }
 
+// Which ink a number wants on a cell of this share of blue: black reads best on the middle ones.
+const inkOn = (share) => (share > 0.85 ? "fl-on" : share > 0.6 ? "fl-mid" : "");
+
 const round3 = (v) => String(+v.toPrecision(3));
 
 function linearTicks(lo, hi, wanted) {

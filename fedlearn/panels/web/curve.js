@@ -42,7 +42,7 @@ function render({ model, el }) {
     for (const l of lines) {
       let d = "", pen = "M";
       for (let i = at; i < at + l.n; i++) {
-        if (!Number.isFinite(y[i])) { pen = "M"; continue; }
+        if (!Number.isFinite(y[i]) || !Number.isFinite(x[i])) { pen = "M"; continue; }
         last = [X(x[i]), Y(y[i])];
         d += `${pen}${last[0].toFixed(1)} ${last[1].toFixed(1)}`;
         pen = "L";

@@ -19,7 +19,7 @@ function render({ model, el }) {
       cells.next({ x: l + j * cw, y: t + i * rh, width: Math.max(cw - 2, 1), height: Math.max(rh - 2, 1),
         class: some ? "fl-cell" : "fl-cell fl-none", "fill-opacity": some ? (0.15 + 0.85 * share).toFixed(3) : 1 });
       numbers.next({ x: l + (j + 0.5) * cw - 1, y: t + (i + 0.5) * rh + 4, "text-anchor": "middle",
-        class: some && share > 0.45 ? "fl-on" : some ? "" : "fl-axis" }, some ? a.toFixed(digits) : failed ? "failed" : "·");
+        class: some ? inkOn(share) : "fl-axis" }, some ? a.toFixed(digits) : failed ? "failed" : "·");
     }
     for (let i = 0; i < R; i++) ticks.next({ x: l - 6, y: t + (i + 0.5) * rh + 4, "text-anchor": "end" }, rows[i]);
     for (let j = 0; j < C; j++) ticks.next({ x: l + (j + 0.5) * cw - 1, y: h - b + 16, "text-anchor": "middle" }, columns[j]);

@@ -9,7 +9,9 @@ function render({ model, el }) {
   const scale = html("div", "fl-scale");
   const low = html("span", "", scale, "0"), ramp = html("span", "fl-ramp", scale), high = html("span", "", scale);
   const note = html("div", "fl-note", el);
-  el.insertBefore(scale, p.body);
+  const row = html("div", "fl-headrow"); // the scale goes below a title that leaves it no room
+  p.head.replaceWith(row);
+  row.append(p.head, scale);
   ramp.setAttribute("aria-hidden", "true");
 
   function draw() {
@@ -32,7 +34,7 @@ function render({ model, el }) {
           class: v ? "fl-cell" : "fl-cell fl-none", "fill-opacity": v ? (0.12 + 0.88 * share).toFixed(3) : 1 });
         if (rh >= 16 && cw >= 26 && v)
           pools.num.next({ x: l + c * cw + (cw - 1) / 2, y: Y(k) + rh / 2 + 4.5, "text-anchor": "middle",
-            class: share > 0.5 ? "fl-on" : "" }, String(v));
+            class: inkOn(share) }, String(v));
       }
       pools.bar.next({ x: w - r, y: Y(k), width: Math.max(1, (r - 40) * (sizes[k] / largest)), height: Math.max(rh - thin, 0.6), class: "fl-bar" });
       if (rh >= 15) pools.tick.next({ x: w - r + Math.max(1, (r - 40) * (sizes[k] / largest)) + 4, y: Y(k) + rh / 2 + 4.5, "text-anchor": "start" }, String(sizes[k]));

@@ -1,0 +1,231 @@
+"""Differential privacy: two other accountants, the noise that is really there, what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from problems import problem
+
+from fedlearn import algorithms, privacy
+from fedlearn.aggregate import mean, total
+from fedlearn.federate import Recipe, Simulated, federate
+from fedlearn.participation import poisson
+from fedlearn.transform import Context, chain, clip, noise
+
+pytest.importorskip("dp_accounting", reason="needs fedlearn[privacy]")
+
+
+# -- epsilon --------------------------------------------------------------------------------------
+
+
+def test_epsilon_and_sigma_of_the_oracles():
+    assert privacy.epsilon(1.0, 0.1, 100, 1e-3) == pytest.approx(4.7844, abs=1e-4)
+    assert privacy.calibrate(8.0, 0.1, 100, 1e-3) == pytest.approx(0.778, abs=1e-3)
+
+
+def rdp_epsilon(z, q, T, delta, orders=range(2, 257)):
+    """Mironov, Talwar, Zhang, 2019, §3.3, at integer orders; the classic conversion. Plain Python.
+
+    A = sum_k C(a, k) (1-q)^(a-k) q^k exp((k² - k) / (2 z²));
+    eps = min over a of (T log(A) + log(1/d)) / (a - 1)
+    """
+    best = math.inf
+    for a in orders:
+        logs = [
+            math.lgamma(a + 1) - math.lgamma(k + 1) - math.lgamma(a - k + 1)
+            + (a - k) * math.log1p(-q) + k * math.log(q) + (k * k - k) / (2 * z * z)
+            for k in range(a + 1)
+        ]  # fmt: skip
+        top = max(logs)
+        rdp = (top + math.log(sum(math.exp(v - top) for v in logs))) / (a - 1)
+        best = min(best, T * rdp + math.log(1 / delta) / (a - 1))
+    return best
+
+
+@pytest.mark.parametrize(
+    "z, epochs, expected", [(1.3, 1, 0.71), (1.3, 15, 1.16), (1.1, 60, 2.91), (0.7, 45, 6.86)]
+)
+def test_the_independent_accountant_meets_the_oracles_and_bounds_ours(z, epochs, expected):
+    q, T = 240 / 60_000, epochs * 250
+    rdp = rdp_epsilon(z, q, T, 1e-5)
+    assert rdp == pytest.approx(expected, abs=0.011)
+    ours = privacy.epsilon(z, q, T, 1e-5)
+    assert 0.25 * rdp < ours < rdp  # PLD is tighter, the more the smaller epsilon
+
+
+def test_one_gaussian_is_the_closed_form():
+    """Balle, Wang, 2018, Theorem 8: delta(eps) of the Gaussian mechanism, solved by bisection."""
+    phi = lambda v: 0.5 * math.erfc(-v / math.sqrt(2))
+    for z in (0.5, 1.0, 3.0):
+        lo, hi = 0.0, 100.0
+        for _ in range(80):
+            e = (lo + hi) / 2
+            d = phi(1 / (2 * z) - e * z) - math.exp(e) * phi(-1 / (2 * z) - e * z)
+            lo, hi = (e, hi) if d > 1e-5 else (lo, e)
+        assert privacy.epsilon(z, 1.0, 1, 1e-5) == pytest.approx(hi, abs=2e-3)
+
+
+SETTINGS = [
+    (z, q, T)
+    for z in (0.7, 1.0, 1.5, 3.0, 8.0)
+    for q in (0.01, 0.05, 0.2, 0.5, 1.0)
+    for T in (5, 60)
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # log(0) and alphas inside opacus
+def test_opacus_agrees_on_fifty_settings():
+    """Its PRV accountant is another algorithm and other code: within 1 %, or 0.01 of epsilon."""
+    prv = pytest.importorskip("opacus.accountants").PRVAccountant
+    assert len(SETTINGS) == 50
+    for z, q, T in SETTINGS:
+        ours = privacy.epsilon(z, q, T, 1e-4)
+        accountant = prv()
+        accountant.history.append((z, q, T))
+        theirs = accountant.get_epsilon(1e-4, eps_error=0.01 * max(ours, 1.0) / 2)
+        assert ours == pytest.approx(theirs, rel=0.01, abs=0.01), (z, q, T)
+
+
+def test_epsilon_grows_with_rounds_and_sampling_and_falls_with_noise():
+    e = privacy.epsilon
+    assert e(1.0, 0.1, 0, 1e-3) == 0 and math.isinf(e(0.0, 0.1, 1, 1e-3))
+    assert e(1.0, 0.1, 10, 1e-3) < e(1.0, 0.1, 20, 1e-3) < e(1.0, 0.2, 20, 1e-3)
+    assert e(2.0, 0.1, 20, 1e-3) < e(1.0, 0.1, 20, 1e-3) < e(1.0, 0.1, 20, 1e-5)
+    assert e(1.0, 0.1, 100, 1e-3) > 4.40  # the central-limit figure lies below the truth
+
+
+# -- the noise and the bound ----------------------------------------------------------------------
+
+
+def test_noise_multiplier_is_read_off_the_stages():
+    assert privacy.noise_multiplier(privacy.private_mean(0.3, 1.7, 12)) == pytest.approx(1.7)
+    two = chain(clip(2.0), total(10), noise(0.3), noise(0.4))  # variances add
+    assert privacy.noise_multiplier(two) == pytest.approx(0.5 / (2.0 / 10))
+
+
+def test_one_client_moves_the_sum_by_no_more_than_its_share():
+    """Neighbouring cohorts: everyone, and everyone but client 3, whatever client 3 sends."""
+    pipeline, rows = chain(clip(0.5), total(4)), 100 * torch.randn(5, 9, dtype=torch.float64)
+    S = np.arange(5)
+    ctx, n = Context(0, 0, S, S), torch.ones(5, dtype=torch.float64)
+    cut, _ = pipeline.encode(rows, n, {}, ctx)
+    assert (cut.norm(dim=1) <= 0.5 + 1e-12).all()
+    whole = pipeline.combine({"delta": cut}, n / 5, ctx)
+    without = pipeline.combine({"delta": cut[[0, 1, 2, 4]]}, n[:4] / 4, ctx)
+    assert (whole - without).norm() <= 0.5 / 4 + 1e-12
+
+
+def test_the_noise_that_is_added_has_the_promised_variance():
+    p = problem()
+    task = p.closed_form
+    still = algorithms.fedavg(task, 0.3)._replace(
+        client=lambda m, shards, memory: (
+            {"delta": torch.zeros(len(shards.n), 73, dtype=torch.float64), "loss": shards.n},
+            memory,
+        )
+    )
+    recipe = Recipe(still, task.theta0, privacy.private_mean(0.5, z=2.0, expected=4.0))
+    clients = Simulated(recipe, p.x, p.y, p.parts)
+    thetas = [task.theta0] + [
+        r.theta for r in federate(recipe, clients, rounds=200, cohort=poisson(0.5))
+    ]
+    steps = torch.stack([b - a for a, b in zip(thetas, thetas[1:])])  # noqa: RUF007
+    want = 2.0 * 0.5 / 4.0
+    assert steps.std().item() == pytest.approx(want, rel=0.03)  # 14,600 draws: 0.6 % is one sigma
+    assert abs(steps.mean().item()) < 4 * want / math.sqrt(steps.numel())
+    rounds = steps - steps.mean(0)
+    assert abs((rounds[:-1] * rounds[1:]).mean()) < 0.05 * want**2  # no round repeats another
+
+
+def test_a_round_without_a_client_still_adds_its_noise():
+    p = problem()
+    recipe = Recipe(
+        algorithms.fedavg(p.closed_form, 0.3),
+        p.closed_form.theta0,
+        privacy.private_mean(0.5, 1.0, 0.008),
+    )
+    clients = Simulated(recipe, p.x, p.y, p.parts)
+    r = next(privacy.dp_federate(recipe, clients, rounds=1, q=0.001, delta=1e-3))
+    assert len(r.cohort) == 0 and math.isnan(r.loss)
+    assert not torch.equal(r.theta, recipe.theta)
+
+
+def test_the_run_ends_before_the_budget_is_overspent():
+    p = problem()
+    recipe = Recipe(
+        algorithms.fedavg(p.closed_form, 0.3),
+        p.closed_form.theta0,
+        privacy.private_mean(0.5, 1.0, 4.0),
+    )
+    clients = Simulated(recipe, p.x, p.y, p.parts)
+    run = privacy.dp_federate(recipe, clients, rounds=40, q=0.5, delta=1e-3, budget=9.0)
+    spent = [r.metrics["epsilon"] for r in run]
+    for t, e in enumerate(spent):
+        assert e == privacy.epsilon(1.0, 0.5, t + 1, 1e-3) <= 9.0
+    assert privacy.epsilon(1.0, 0.5, len(spent) + 1, 1e-3) > 9.0
+
+
+def test_local_noise_is_each_clients_own():
+    S = np.arange(400)
+    ctx, zero = Context(0, 3, S, S), torch.zeros(400, 50, dtype=torch.float64)
+    stage = privacy.local_noise(0.7, 1.0)
+    out, _ = stage.apply(zero, torch.ones(400), {}, ctx)
+    assert out.std().item() == pytest.approx(0.7, rel=0.03)
+    assert out.mean(0).std().item() == pytest.approx(0.7 / 20, rel=0.3)  # independent rows cancel
+    alone, _ = stage.apply(zero[:1], torch.ones(1), {}, Context(0, 3, S, S[7:8]))
+    assert torch.equal(alone[0], out[7])  # whoever else takes part
+    assert privacy.local_epsilon(2.0, 1.0, 1, 1e-5) == privacy.epsilon(1.0, 1.0, 1, 1e-5)
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+def run_with(pipeline, method=None, **how):
+    p = problem()
+    method = method or algorithms.fedavg(p.closed_form, 0.3)
+    recipe = Recipe(method, p.closed_form.theta0, pipeline)
+    clients = Simulated(recipe, p.x, p.y, p.parts)
+    how = {"rounds": 2, "q": 0.5, "delta": 1e-3, **how}
+    return list(privacy.dp_federate(recipe, clients, **how))
+
+
+def scaffold():
+    return algorithms.scaffold(problem().closed_form, 0.1, 240)
+
+
+GOOD = privacy.private_mean(0.5, 1.0, 4.0)
+BAD = {
+    "mean\\(\\) promises no bound for one client": lambda: run_with(
+        chain(clip(1.0), mean(), noise(0.1))
+    ),
+    "last stage on a client must bound": lambda: run_with(chain(total(4.0), noise(0.1))),
+    "divided by q N = 4, got 5": lambda: run_with(privacy.private_mean(0.5, 1.0, 5.0)),
+    "delta must be > 0 and < 1": lambda: run_with(GOOD, delta=1.0),
+    "q must be > 0 and <= 1": lambda: run_with(GOOD, q=0.0),
+    "budget must be > 0": lambda: run_with(GOOD, budget=0.0),
+    "clip: max_norm must be > 0": lambda: privacy.private_mean(0.0, 1.0, 4.0),
+    "private_mean: z must be >= 0": lambda: privacy.private_mean(1.0, -1.0, 4.0),
+    "total: expected must be > 0": lambda: privacy.private_mean(1.0, 1.0, 0.0),
+    "epsilon: rounds must be": lambda: privacy.epsilon(1.0, 0.1, -1, 1e-3),
+    "calibrate: target must be > 0": lambda: privacy.calibrate(0.0, 0.1, 10, 1e-3),
+    "protects only 'delta', but this method also sends": lambda: run_with(GOOD, scaffold()),
+    r"local_noise\(0.1, 1.0\) protects only 'delta'": lambda: list(
+        federate(
+            recipe := Recipe(
+                scaffold(), problem().closed_form.theta0,
+                chain(privacy.local_noise(0.1, 1.0), mean()),
+            ),
+            Simulated(recipe, problem().x, problem().y, problem().parts), rounds=1,
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_requests_are_refused_in_words(message):
+    with pytest.raises(ValueError, match=message) as e:
+        BAD[message]()
+    assert "e.g." in str(e.value)
