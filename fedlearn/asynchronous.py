@@ -181,7 +181,10 @@ def _loop(  # type: ignore[no-untyped-def]
         came: list[tuple[int, _Flight, dict[str, Tensor]]] = []
         while len(came) < buffer:
             came.append(air.land())
-            air.launch(theta, t)  # somebody else starts at once
+            if len(came) < buffer:
+                air.launch(
+                    theta, t
+                )  # somebody else starts at once; behind the last, after the step
         S = np.array([k for k, *_ in came])
         reply: Reply = {name: torch.stack([r[name] for *_, r in came]) for name in came[0][2]}
         ages = torch.tensor([t - f.version for _, f, _ in came], dtype=theta.dtype)
@@ -193,6 +196,7 @@ def _loop(  # type: ignore[no-untyped-def]
         state = algorithm.server(state, delta, reply, p)
 
         theta = state["theta"]
+        air.launch(theta, t + 1)
         if not bool(theta.isfinite().all()):
             raise Diverged(t, _not_finite(reply["delta"], S), history)
         due = evaluate and ((t + 1) % every == 0 or t == rounds - 1)

@@ -233,6 +233,24 @@ def test_a_method_of_ones_own_stands_in_the_menu_and_runs(made):
     assert "must make an Algorithm" in q.status.error
 
 
+def test_controls_and_parts_of_another_cell_outlive_the_panel():
+    """The panel's cell is run again, the cell that made its sliders isn't."""
+    before = len(W.widgets.widget._instances)
+    knobs, parts = {"a": controls.slider("A", 3, 1, 10)}, [Curve("loss")]
+    make = lambda a: [{"loss": float(a)}]
+    first = Explorable(knobs, make, parts, rounds=1)
+    n = len(W.widgets.widget._instances)
+    first.close()
+    second = Explorable(knobs, make, parts, rounds=1)
+    assert len(W.widgets.widget._instances) == n
+    knobs["a"].value = 7
+    assert second.engine.wait().columns["loss"][-1] == 7.0
+    assert first.engine.snapshot().columns["loss"][-1] == 3.0  # the old one hears nothing
+    whole(second)
+    second.close()
+    assert len(W.widgets.widget._instances) == before
+
+
 def test_the_settings_of_a_method_are_seen_when_it_has_them(made):
     p = made(Panel, show=("method",), rounds=2)
     seen = lambda: {

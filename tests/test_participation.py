@@ -283,7 +283,8 @@ def eager(p, task, recipe, speeds, *, rounds, concurrency, buffer, a, rebase, se
             now = event[0]
             idle.append(event[2])
             came.append(event)
-            send()
+            if len(came) < buffer:
+                send()
         n = np.array([len(p.parts[e[2]]) for e in came])
         w = n / n.sum() * np.array([(1 + version - e[5]) ** -a for e in came])
         base = [theta if rebase else e[3] for e in came]
@@ -291,6 +292,7 @@ def eager(p, task, recipe, speeds, *, rounds, concurrency, buffer, a, rebase, se
             float(wk) * (e[4] - b) for wk, e, b in zip(w, came, base, strict=True)
         )
         version += 1
+        send()
         thetas.append(theta)
         clock.append(now)
     return thetas, clock
@@ -337,6 +339,24 @@ def test_slow_clients_hold_up_a_synchronous_round_and_not_the_others():
     flowing = collect(asynchronous(recipe, clients, rounds=5, concurrency=8, buffer=7))["seconds"]
     np.testing.assert_allclose(waiting, 30 * np.arange(1, 6), rtol=1e-4)
     np.testing.assert_allclose(flowing, 0.3 * np.arange(1, 6), rtol=1e-2)
+
+
+def test_one_client_at_a_time_is_never_stale():
+    """concurrency 1, buffer 1: each starts from the step before, FedAvg with a cohort of one."""
+    p = problem()
+    task = p.closed_form
+    recipe = Recipe(algorithms.fedavg(task, 0.3, 0.6), task.theta0, batch=None, epochs=3)
+    clients = Simulated(recipe, p.x, p.y, p.parts, fleet=fleet(8))
+    how = {"rounds": 10, "concurrency": 1, "buffer": 1}
+    pair = [asynchronous(recipe, clients, **how, rebase=rebase) for rebase in (False, True)]
+    theta = task.theta0
+    for r, s in zip(*pair, strict=True):
+        index, mask, n = schedule(p.parts, r.cohort, batch=None, epochs=3, seed=0, round=r.t)
+        shards = Shards(p.x, p.y, index, mask.double(), n.double())
+        theta = theta + 0.6 * (descend(task, theta, shards, 0.3)[0][0] - theta)
+        assert r.metrics["staleness"] == s.metrics["staleness"] == 0
+        close(r.theta, theta)
+        close(s.theta, theta)
 
 
 def test_what_asynchronous_refuses():

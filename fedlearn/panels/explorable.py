@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,8 @@ class Explorable:
             )
         kernel.replace_older(self)
         self.controls, self.parts, self.name = dict(controls), list(parts), name
+        for widget in (*self.controls.values(), *self.parts):
+            kernel.open_tree(widget)
         self._caption, self._code, self._predict = caption, code, predict
         self._lock, self._static, self._showing_code = threading.RLock(), "", False
         self._loop, self._adjusting = kernel.running_loop(), False
@@ -102,6 +105,9 @@ class Explorable:
     def close(self) -> None:
         """End the thread and remove every widget model. Running the cell again does this, too."""
         self.engine.close()
+        for c in self.controls.values():
+            with contextlib.suppress(ValueError):  # it wasn't observed: has no value
+                c.unobserve(self._moved, "value")
         kernel.close_tree(self.ui)
 
     def save(self) -> list[Path]:

@@ -39,6 +39,26 @@ def close_tree(widget: W.Widget) -> None:
                 part.close()
 
 
+def open_tree(widget: W.Widget) -> None:
+    """Bring a closed widget and all below it back, with their values; an open one is left alone.
+
+    A cell that is run again closes its panel, and the sliders with it. Where they were made in
+    another cell, which isn't run again, the new panel gets them closed.
+
+    Example:
+        >>> slider = W.IntSlider(3)
+        >>> close_tree(slider)
+        >>> open_tree(slider)
+        >>> slider.comm is not None, slider.value
+        (True, 3)
+        >>> close_tree(slider)
+    """
+    for w in reversed(list(tree(widget))):  # a parent's state names its children
+        for part in (getattr(w, "layout", None), getattr(w, "style", None), w):
+            if part is not None and part.comm is None:
+                part.open()
+
+
 def hear_while_busy(widget: W.Widget) -> None:
     """Let messages of a widget and all below it arrive while another cell runs.
 
