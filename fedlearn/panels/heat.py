@@ -80,6 +80,7 @@ class Heat(Part):
         R, C = self.table.shape
         blues = LinearSegmentedColormap.from_list("blue", ["#E3EEF6", BLUE])
         values = self._finite()
+        axes.grid(False)  # a notebook's own style would draw lines through the numbers
         axes.imshow(values, cmap=blues, aspect="auto", interpolation="nearest")
         known = values[np.isfinite(values)]
         dark = known.min() + 0.85 * np.ptp(known) if len(known) else 0.0  # white reads better there

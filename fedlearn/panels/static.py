@@ -195,6 +195,7 @@ def holdings(axes: Any, part: Holdings) -> None:
         return
     N, C = table.shape
     blues = LinearSegmentedColormap.from_list("blue", ["#FFFFFF", BLUE])
+    axes.grid(False)
     axes.imshow(table, cmap=blues, aspect="auto", vmin=0, interpolation="nearest")
     every = max(1, C // 12)
     axes.set_xticks(range(0, C, every), part.names[::every])
