@@ -404,6 +404,28 @@ def test_scaffolds_c_is_the_weighted_mean_of_all_clients_variates():
         close(states[-1]["c"], (sizes / 240) @ clients.memory["c_k"])
 
 
+@pytest.mark.parametrize("option", [1, 2])
+def test_scaffolds_variate_is_the_mean_gradient_of_the_steps_really_taken(option):
+    """Round 0, where nothing is corrected yet: clients of two to twelve steps, each by hand."""
+    p = problem()
+    task, theta = p.closed_form, p.closed_form.theta0
+    method = algorithms.scaffold(task, 0.2, n_total=240, option=option)
+    recipe = Recipe(method, theta, batch=16, epochs=2)
+    clients = Simulated(recipe, p.x, p.y, p.parts)
+    next(federate(recipe, clients, rounds=1))
+    index, mask, _ = schedule(p.parts, np.arange(8), batch=16, epochs=2, seed=0, round=0)
+    for k in range(8):
+        w, met = theta, []
+        for rows, real in zip(index[k], mask[k].double(), strict=True):
+            if real.any():
+                at = theta if option == 1 else w
+                g = task.grad(at[None], p.x[rows][None], p.y[rows][None], real[None])[0][0]
+                met.append((g, real.sum() if option == 1 else 1.0))  # 1: every example alike
+                w = w - 0.2 * g
+        mean = sum(g * m for g, m in met) / sum(m for _, m in met)
+        close(clients.memory["c_k"][k], mean)
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 BAD = {
