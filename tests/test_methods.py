@@ -404,6 +404,19 @@ def test_scaffolds_c_is_the_weighted_mean_of_all_clients_variates():
         close(states[-1]["c"], (sizes / 240) @ clients.memory["c_k"])
 
 
+def test_fednovas_round_by_hand():
+    """tau_eff = sum p_k tau_k times the weighted mean of the updates a step; sizes differ."""
+    p = problem()
+    task = p.closed_form
+    (plain,) = run(algorithms.fedavg(task, 0.3), task.theta0, p, rounds=1)
+    (nova,) = run(algorithms.fednova(task, 0.3, server_lr=0.7), task.theta0, p, rounds=1)
+    _, mask, _ = schedule(p.parts, plain.cohort, batch=16, epochs=2, seed=3, round=0)
+    tau = mask.any(-1).sum(-1).double()
+    assert len(set(tau.tolist())) > 2
+    per_step = sum(w * d / t for w, d, t in zip(plain.p, plain.deltas, tau, strict=True))
+    close(nova.theta, task.theta0 + 0.7 * (plain.p @ tau) * per_step)
+
+
 @pytest.mark.parametrize("option", [1, 2])
 def test_scaffolds_variate_is_the_mean_gradient_of_the_steps_really_taken(option):
     """Round 0, where nothing is corrected yet: clients of two to twelve steps, each by hand."""
