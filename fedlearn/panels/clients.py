@@ -31,7 +31,7 @@ class ClientCurves(Part):
         >>> picture, rows = ClientCurves(), np.array([[0.1, 0.1], [0.9, 0.4]])
         >>> picture.show(Engine(lambda: [{"client_curves": rows}], {}, rounds=1).compute())
         >>> picture.worst, picture.label
-        (1, 'client by client: 2 clients, mean 0.65, worst client 1 with 0.4 after 1 rounds')
+        (1, 'by client: 2 clients, mean 0.65, worst client 1 with 0.4 after 1 rounds')
     """
 
     _esm = script("clientcurves")
@@ -45,7 +45,7 @@ class ClientCurves(Part):
     def __init__(
         self,
         *,
-        title: str = "client by client",
+        title: str = "by client",
         ylim: tuple[float, float] | None = (0, 1),
         key: str = "client_curves",
         better: str = "high",
