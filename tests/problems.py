@@ -9,20 +9,38 @@ import copy
 import io
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import nbformat
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedlearn import algorithms, partition
+from fedlearn import algorithms, data, partition
 from fedlearn.algorithms import Algorithm
 from fedlearn.data import Shards, schedule
 from fedlearn.federate import Recipe, Round, Simulated, federate, sample
 from fedlearn.model import Task, from_module, mlp
+from fedlearn.optim import descend
 from fedlearn.rng import Use, numpy_rng
 
 # -- the methods: a new one is a new line, and every test of the battery runs over it -------------
+
+
+def of_lesson_8() -> Callable[..., Algorithm]:
+    """FedDyn as lesson 8 writes it in its cells, from the formula: a student's own method."""
+    path = Path(__file__).parents[1] / "notebooks" / "08_correcting_drift.ipynb"
+    cells = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    names = {"algorithms": algorithms, "data": data, "descend": descend, "torch": torch}
+    for source in cells:
+        if "def dyn_client(" in source or "def my_feddyn(" in source:
+            exec(source, names)
+    made: Callable[..., Algorithm] = names["my_feddyn"]  # type: ignore[assignment]
+    return made
+
+
+_MY_FEDDYN = of_lesson_8()
 
 METHODS: dict[str, Callable[[Task], Algorithm]] = {
     "fedavg": lambda task: algorithms.fedavg(task, lr=0.3),
@@ -39,6 +57,7 @@ METHODS: dict[str, Callable[[Task], Algorithm]] = {
     "fednova": lambda task: algorithms.fednova(task, lr=0.3),
     "fednova, momentum and pull": lambda task: algorithms.fednova(task, lr=0.1, beta=0.7, mu=0.5),
     "feddyn": lambda task: algorithms.feddyn(task, lr=0.2, alpha=0.5, n_total=240),
+    "feddyn of lesson 8": lambda task: _MY_FEDDYN(task, 0.2, alpha=0.5, n_total=240),
     "fedavgm": lambda task: algorithms.fedavgm(task, lr=0.2, beta=0.6),
     "fedadagrad": lambda task: algorithms.fedadagrad(task, lr=0.3, server_lr=0.1),
     "fedadam": lambda task: algorithms.fedadam(task, lr=0.3, server_lr=0.05),
