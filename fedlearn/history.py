@@ -108,11 +108,13 @@ class History:
             array([8])
         """
         n = len(self)
-        so_far = lambda name: self.columns[name][-1] if n else 0
+        so_far = lambda name: self.columns[name][-1] if name in self.columns else 0
         moved = r.sent * r.called + r.received * len(r.cohort)
         row = {"round": r.t + 1, "bytes": so_far("bytes") + moved, "train_loss": r.loss}
         if not math.isnan(r.seconds):
             row["seconds"] = so_far("seconds") + r.seconds
+        elif "seconds" in self.columns:  # nobody answered: the clock stands still
+            row["seconds"] = so_far("seconds")
         row |= r.metrics
         for name in {**self.columns, **row}:
             column = self.columns.setdefault(name, [math.nan] * n)

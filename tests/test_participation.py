@@ -221,6 +221,19 @@ def test_a_synchronous_round_waits_for_the_slowest():
     assert torch.equal(history.theta, collect(federate(recipe, plain, rounds=4, cohort=3)).theta)
 
 
+def test_rounds_without_an_answer_take_no_time_on_the_clock():
+    """The first and later ones: the column neither fails nor turns to NaN for good."""
+    p = problem()
+    recipe = Recipe(algorithms.fedavg(p.closed_form, 0.3), p.closed_form.theta0, batch=16)
+    clients = Simulated(recipe, p.x, p.y, p.parts, fleet=fleet(8))
+    some = available(3, lambda t: np.full(8, float(t in (1, 3))))
+    rounds = list(federate(recipe, clients, rounds=5, cohort=some))
+    seconds = collect(rounds)["seconds"]
+    a, b = rounds[1].seconds, rounds[3].seconds
+    assert math.isnan(seconds[0])
+    np.testing.assert_allclose(seconds[1:], [a, a, a + b, a + b])
+
+
 def test_the_fleets_speeds_are_log_normal():
     many = fleet(20_000, compute=0.01, up=100.0, spread=0.7)
     for values, median in ((many.compute, 0.01), (many.down, 1e6), (many.up, 100.0)):
