@@ -8,10 +8,12 @@ weights n_k (unless said otherwise), and take a client with unusual data for an 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from .optim import check
+from .checks import RoundFailed, check, number, positive, whole
 from .transform import Reduce
 
 
@@ -57,7 +59,7 @@ def total(expected: float) -> Reduce:
         McMahan, Ramage, Talwar, Zhang, 2018, "Learning differentially private recurrent language
         models", §3, the estimator f_f.
     """
-    check("total", "expected", expected, 0 < expected < float("inf"), "> 0 and finite", 10)
+    positive("total", "expected", expected, 10)
     return Reduce(f"total({expected:g})", lambda delta, p: delta.sum(0) / expected, 1 / expected)
 
 
@@ -84,7 +86,7 @@ def clipped_mean(max_norm: float) -> Reduce:
     Reference:
         Sun, Kairouz, Suresh, McMahan, 2019, "Can you really backdoor federated learning?", §3.
     """
-    check("clipped_mean", "max_norm", max_norm, 0 < max_norm < float("inf"), "> 0 and finite", 1.0)
+    positive("clipped_mean", "max_norm", max_norm, 1.0)
 
     def apply(delta: Tensor, p: Tensor) -> Tensor:
         norm = delta.norm(dim=1).clamp(min=1e-12)
@@ -112,11 +114,7 @@ def median() -> Reduce:
         optimal statistical rates", Algorithm 1, option I.
     """
 
-    def apply(delta: Tensor, p: Tensor) -> Tensor:
-        K = len(delta)
-        return _middle(delta, (K - 1) // 2)
-
-    return Reduce("median()", apply)
+    return _rule("median()", lambda delta, p: _middle(delta, (len(delta) - 1) // 2))
 
 
 def trimmed_mean(trim: float) -> Reduce:
@@ -141,8 +139,8 @@ def trimmed_mean(trim: float) -> Reduce:
     Reference:
         Yin et al., 2018, Algorithm 1, option II.
     """
-    check("trimmed_mean", "trim", trim, 0 <= trim < 0.5, ">= 0 and < 1/2", 0.2)
-    return Reduce(
+    check("trimmed_mean", "trim", trim, 0 <= number(trim) < 0.5, ">= 0 and < 1/2", 0.2)
+    return _rule(
         f"trimmed_mean({trim})", lambda delta, p: _middle(delta, int(trim * len(delta) + 1e-9))
     )
 
@@ -171,6 +169,7 @@ def krum(f: int) -> Reduce:
         Blanchard, El Mhamdi, Guerraoui, Stainer, 2017, "Machine learning with adversaries:
         Byzantine tolerant gradient descent" (Krum).
     """
+    whole("krum", "f", f, 0, example=1)
     return multi_krum(f, 1)._replace(name=f"krum({f})")
 
 
@@ -195,8 +194,9 @@ def multi_krum(f: int, m: int | None = None) -> Reduce:
     Reference:
         Blanchard et al., 2017 (Multi-Krum).
     """
-    _attackers("multi_krum", f)
-    check("multi_krum", "m", m, m is None or m >= 1, "an integer >= 1", 3)
+    whole("multi_krum", "f", f, 0, example=1)
+    if m is not None:
+        whole("multi_krum", "m", m, example=3)
 
     def apply(delta: Tensor, p: Tensor) -> Tensor:
         K = len(delta)
@@ -206,7 +206,7 @@ def multi_krum(f: int, m: int | None = None) -> Reduce:
         best = _ranked(_squared_distances(delta), delta.norm(dim=1), f)[:keep]
         return delta[best].mean(0)
 
-    return Reduce(f"multi_krum({f}, {m})", apply)
+    return _rule(f"multi_krum({f}, {m})", apply)
 
 
 def geometric_median(iterations: int = 100, tolerance: float = 1e-7) -> Reduce:
@@ -235,8 +235,8 @@ def geometric_median(iterations: int = 100, tolerance: float = 1e-7) -> Reduce:
         Pillutla, Kakade, Harchaoui, 2022, "Robust aggregation for federated learning",
         Algorithm 2 (smoothed Weiszfeld).
     """
-    check("geometric_median", "iterations", iterations, iterations >= 1, "an integer >= 1", 100)
-    check("geometric_median", "tolerance", tolerance, tolerance > 0, "> 0", 1e-7)
+    whole("geometric_median", "iterations", iterations, example=100)
+    positive("geometric_median", "tolerance", tolerance, 1e-7)
 
     def apply(delta: Tensor, p: Tensor) -> Tensor:
         sane = delta.isfinite().all(1)
@@ -252,7 +252,7 @@ def geometric_median(iterations: int = 100, tolerance: float = 1e-7) -> Reduce:
                 break
         return z
 
-    return Reduce("geometric_median()", apply)
+    return _rule("geometric_median()", apply)
 
 
 def bulyan(f: int) -> Reduce:
@@ -280,7 +280,7 @@ def bulyan(f: int) -> Reduce:
         El Mhamdi, Guerraoui, Rouault, 2018, "The hidden vulnerability of distributed learning in
         Byzantium", Algorithm 1.
     """
-    _attackers("bulyan", f)
+    whole("bulyan", "f", f, 0, example=1)
 
     def apply(delta: Tensor, p: Tensor) -> Tensor:
         K = len(delta)
@@ -296,7 +296,12 @@ def bulyan(f: int) -> Reduce:
         near = (kept - middle).abs().argsort(0)[: K - 4 * f]
         return kept.gather(0, near).mean(0)
 
-    return Reduce(f"bulyan({f})", apply)
+    return _rule(f"bulyan({f})", apply)
+
+
+def _rule(name: str, apply: Callable[[Tensor, Tensor], Tensor]) -> Reduce:
+    """A rule that gives 0 where nobody answered."""
+    return Reduce(name, lambda delta, p: apply(delta, p) if len(delta) else delta.sum(0))
 
 
 def _middle(delta: Tensor, cut: int) -> Tensor:
@@ -321,14 +326,9 @@ def _ranked(distances: Tensor, norms: Tensor, f: int) -> Tensor:
     return by_norm[scores[by_norm].argsort(stable=True)]
 
 
-def _attackers(name: str, f: int) -> None:
-    whole = isinstance(f, int) and not isinstance(f, bool) and f >= 0
-    check(name, "f", f, whole, "an integer >= 0", 1)
-
-
 def _enough(name: str, K: int, f: int, need: int) -> None:
     if need > K:
-        raise ValueError(
+        raise RoundFailed(
             f"{name}: f={f} attackers need a cohort of at least {need}, got {K} updates, "
             f"e.g. cohort={need} or a smaller f"
         )

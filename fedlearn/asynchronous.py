@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .algorithms import Reply
 from .algorithms.base import nbytes, payload
+from .checks import check
 from .federate import Diverged, Evaluate, Round, _not_finite
 from .history import History
-from .optim import check
 from .recipe import Recipe, _at_least, _same_recipe
 from .rng import Use, hashed
 from .simulated import Simulated

@@ -1,4 +1,4 @@
-"""Examples, who holds them, and the minibatches each client will see in one round."""
+"""Examples: data sets in the wheel, made up, and through torchvision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .rng import Use, hashed, numpy_rng
+from .rng import Use, numpy_rng
 
 
 class Dataset(NamedTuple):
@@ -331,121 +331,3 @@ def _tensors(part) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
     if x.dim() == 4:  # CIFAR: channels last
         x = x.permute(0, 3, 1, 2)
     return x.flatten(1).float().div_(255), torch.as_tensor(part.targets)
-
-
-# -- what a client sees in one round --------------------------------------------------------------
-
-
-_GATHER = 4_000_000  # numbers gathered at once: 16 MB
-
-
-class Shards(NamedTuple):
-    """The round's minibatches of K clients: T steps of at most B examples, as indices into x, y.
-
-    Attributes:
-        x: (n, ...) every example, of all clients.
-        y: (n,).
-        index: (K, T, B) int64 rows of x and y.
-        mask: (K, T, B) 1.0 for an example, 0.0 for padding.
-        n: (K,) float32, examples each client holds.
-    """
-
-    x: Tensor
-    y: Tensor
-    index: Tensor  # type: ignore[assignment]  # a tuple's index() isn't missed
-    mask: Tensor
-    n: Tensor
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Step by step: x (K, B, ...), y (K, B), mask (K, B).
-
-        Example:
-            >>> x, y = torch.arange(4.0)[:, None], torch.arange(4)
-            >>> index, mask = torch.tensor([[[0, 1], [2, 2]]]), torch.tensor([[[1.0, 1], [1, 0]]])
-            >>> for bx, by, m in Shards(x, y, index, mask, torch.tensor([3.0])).batches():
-            ...     print(by.tolist(), m.tolist())
-            [[0, 1]] [[1.0, 1.0]]
-            [[2, 2]] [[1.0, 0.0]]
-        """
-        steps = self.index.transpose(0, 1).contiguous()  # (T, K, B): a step's batches lie together
-        masks = self.mask.transpose(0, 1).contiguous()
-        size = max(steps[0].numel() * self.x[0].numel(), 1)
-        block = max(1, _GATHER // size)  # many steps a gather, but never the whole data set again
-        for rows, mask in zip(steps.split(block), masks.split(block), strict=True):
-            flat = rows.reshape(-1)
-            x = self.x.index_select(0, flat).reshape(*rows.shape, *self.x.shape[1:])
-            y = self.y.index_select(0, flat).reshape(rows.shape)
-            yield from zip(x.unbind(0), y.unbind(0), mask.unbind(0), strict=True)
-
-
-def schedule(
-    parts: list[np.ndarray] | dict[int, np.ndarray],
-    cohort: np.ndarray,
-    *,
-    batch: int | None,
-    epochs: int,
-    seed: int,
-    round: int | np.ndarray,
-    work: np.ndarray | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The minibatch plan of a cohort for one round: E passes over each client's data, reshuffled.
-
-    Every example gets a key that depends on (seed, round, epoch, example) alone; a client takes its
-    own in the order of their keys. So the plan of a client doesn't depend on who else takes part.
-
-    Args:
-        parts: Index array of every client.
-        cohort: (K,) client numbers.
-        batch: B; None for all of a client's examples in one batch (B = inf).
-        epochs: E.
-        seed: The run's seed.
-        round: t; or (K,), if every client is in a round of its own.
-        work: (K,) the fraction of its steps that each client does, rounded up; None for all.
-
-    Returns:
-        ``index`` (K, T, B) int64, ``mask`` (K, T, B) float32, ``n`` (K,) float32, where T is the
-        number of steps of the largest client; shorter ones are padded with mask 0.
-
-    Raises:
-        ValueError: If the cohort is empty.
-
-    Example:
-        >>> parts = [np.array([0, 1, 2]), np.array([3])]
-        >>> index, mask, n = schedule(parts, np.arange(2), batch=2, epochs=1, seed=0, round=0)
-        >>> mask.tolist(), n.tolist()
-        ([[[1.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]], [3.0, 1.0])
-    """
-    own = [parts[k] for k in cohort]
-    if not own:
-        raise ValueError("schedule: the cohort is empty, e.g. cohort=np.array([0])")
-    n = np.array([len(p) for p in own])
-    B = batch or max(int(n.max()), 1)
-    T1 = max(int((-(-n // B)).max()), 1)  # steps an epoch
-    flat = np.concatenate(own)
-    client = np.repeat(np.arange(len(own)), n)
-    at = np.arange(len(flat)) - np.repeat(np.cumsum(n) - n, n)  # place within the client
-    pad = np.array([p[0] if len(p) else 0 for p in own])  # own row: nobody reads another's
-    index = np.tile(pad[:, None, None], (1, epochs, T1 * B)).astype(np.int64)
-    mask = np.zeros((len(own), epochs, T1 * B), np.float32)
-    mask[client, :, at] = 1.0
-    first = client.astype(np.uint64) << np.uint64(44)  # one sort for all: client, then hash
-    at_round = np.repeat(round, n) if isinstance(round, np.ndarray) else round
-    for e in range(epochs):
-        key = hashed(flat, seed, Use.SHUFFLE, at_round, e) >> np.uint64(20)
-        index[client, e, at] = flat[np.argsort(key | first, kind="stable")]
-    shape = (len(own), epochs * T1, B)
-    mask = mask.reshape(shape)
-    if work is not None:
-        mask *= _done(mask, work)[..., None]
-    return (
-        torch.from_numpy(index.reshape(shape)),
-        torch.from_numpy(mask),
-        torch.from_numpy(n.astype(np.float32)),
-    )
-
-
-def _done(mask: np.ndarray, work: np.ndarray) -> np.ndarray:
-    """(K, T) which steps are done: the first ceil(work_k tau_k) of client k's, at least one."""
-    real = mask.any(-1)
-    steps = np.cumsum(real, axis=1)
-    return steps <= np.maximum(np.ceil(np.asarray(work)[:, None] * steps[:, -1:]), 1)

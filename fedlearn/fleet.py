@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .optim import check
+from .checks import check
 from .rng import Use, numpy_rng
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import math
-import warnings
-from collections.abc import Iterable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
+
+from .files import write_whole
+
+OWN = ("round", "bytes", "train_loss", "seconds")  # columns that no metric may be called
 
 
 class Round(NamedTuple):
@@ -17,28 +23,30 @@ class Round(NamedTuple):
     Attributes:
         t: 0, 1, ...
         theta: (d,) the model AFTER the round.
-        cohort: (K,) numbers of the clients that took part.
+        answered: (K,) numbers of the clients whose updates came back.
         deltas: (K, d) what the server received, delta_k = theta_k - theta.
         p: (K,) their weights n_k / n.
-        loss: Mean training loss over the clients' local steps.
+        loss: Mean training loss over the clients' local steps; NaN if nobody answered.
         sent: Bytes from the server to ONE client.
         received: Bytes from ONE client to the server: delta and what else the method needs.
         metrics: What ``evaluate`` returned; empty in a round that wasn't evaluated.
-        called: Clients that the server sent to, those that dropped out included.
+        called: Numbers of the clients that the server sent to, those that dropped out included.
         seconds: How long the round took on the simulated clock; NaN without one.
+        failed: Why the round was given up, in words; empty if it wasn't.
     """
 
     t: int
     theta: Tensor
-    cohort: np.ndarray
+    answered: np.ndarray
     deltas: Tensor
     p: Tensor
     loss: float
     sent: int
     received: int
     metrics: dict[str, float]
-    called: int
+    called: np.ndarray
     seconds: float = math.nan
+    failed: str = ""
 
 
 class Diverged(FloatingPointError):
@@ -48,15 +56,12 @@ class Diverged(FloatingPointError):
         round: t of the round that did it.
         clients: Numbers of the clients whose update isn't finite; empty if the server did it.
         history: :class:`History` of the rounds before.
-
-    Example:
-        >>> Diverged(3, [1, 4], History({}, None)).round
-        3
     """
 
     def __init__(self, round: int, clients: list[int], history: History):
-        many = "s" * (len(clients) > 1)
-        who = f"the update of client{many} {_few(clients)}" if clients else "the server's step"
+        few, many = ", ".join(map(str, clients[:5])), "s" * (len(clients) > 1)
+        more = f" and {len(clients) - 5} more" * (len(clients) > 5)
+        who = f"the update of client{many} {few}{more}" if clients else "the server's step"
         super().__init__(
             f"round {round}: {who} is inf or NaN. Most often the learning rate is too large for "
             f"this many local steps: try a tenth of it. The {round} rounds before are kept."
@@ -75,15 +80,25 @@ class History:
         columns: name -> list of numbers.
         theta: The model after the last finite round.
         stopped: Why the run ended early, in words; empty if it didn't.
+        failed: t of each round that was given up -> why, in words.
 
     Example:
-        >>> h = History({"round": [1, 2], "loss": [2.3, 1.9]}, theta=None)
+        >>> h = History({"round": [1, 2], "loss": [2.3, 1.9]})
         >>> h["loss"]
         array([2.3, 1.9])
+        >>> h
+        History of 2 rounds, at the last: loss 1.9
     """
 
-    def __init__(self, columns: dict[str, list[float]], theta: Tensor | None, stopped: str = ""):
-        self.columns, self.theta, self.stopped = columns, theta, stopped
+    def __init__(
+        self,
+        columns: dict[str, list[float]] | None = None,
+        theta: Tensor | None = None,
+        stopped: str = "",
+        failed: dict[int, str] | None = None,
+    ):
+        self.columns: dict[str, list[float]] = {} if columns is None else columns
+        self.theta, self.stopped, self.failed = theta, stopped, failed or {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.columns:
@@ -96,60 +111,106 @@ class History:
     def __len__(self) -> int:
         return len(self.columns.get("round", ()))
 
+    def __repr__(self) -> str:
+        ends = [f"{k} {v[-1]:.4g}" for k, v in self.columns.items() if k != "round" and v]
+        said = f"History of {len(self)} rounds" + (f", at the last: {', '.join(ends)}" * bool(ends))
+        gave = f"; {len(self.failed)} given up: rounds {', '.join(map(str, self.failed))}"
+        return (
+            said + gave * bool(self.failed) + f"; ended early: {self.stopped}" * bool(self.stopped)
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, History) and self.to_json() == other.to_json()
+
+    def check(self, r: Round) -> None:
+        """Refuse a metric that is called like one of the history's own columns."""
+        if taken := sorted(set(OWN) & set(r.metrics)):
+            raise ValueError(
+                f"History: evaluate must not name a metric {taken[0]!r}, the history's own column; "
+                f"got {', '.join(map(str, r.metrics))}, e.g. 'test_{taken[0]}'"
+            )
+
     def add(self, r: Round) -> None:
-        """Append one round.
+        """Append one round; again, if Ctrl-C ended the first try.
+
+        Raises:
+            ValueError: If a metric is called like one of the history's own columns.
+        """
+        self.check(r)
+        n = len(self)
+        last = {k: v[n - 1] for k, v in self.columns.items()} if n else {}
+        moved = r.sent * len(r.called) + r.received * len(r.answered)
+        row = {"round": r.t + 1, "bytes": last.get("bytes", 0) + moved, "train_loss": r.loss}
+        if not math.isnan(r.seconds) or "seconds" in last:  # nobody answered: the clock stands
+            row["seconds"] = last.get("seconds", 0) + np.nan_to_num(r.seconds).item()
+        row |= r.metrics
+        for name in row:
+            self.columns.setdefault(name, [math.nan] * n)
+        for name in reversed(self.columns):  # "round", which counts, comes last
+            self.columns[name][n:] = [row.get(name, math.nan)]
+        self.theta = r.theta
+        if r.failed:
+            self.failed[r.t] = r.failed
+
+    # -- to files and back; theta goes with a checkpoint, or with torch.save -----------------------
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """All but theta as JSON text; written to ``path``, too, if one is given."""
+        plain = {k: [_plain(v) for v in column] for k, column in self.columns.items()}
+        whole = {"columns": plain, "stopped": self.stopped, "failed": self.failed}
+        text = json.dumps(whole, ensure_ascii=False)
+        if path is not None:
+            write_whole(path, text.encode())
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> History:
+        """Of what :meth:`to_json` made: its text, or the path of the file.
 
         Example:
-            >>> h = History({}, None)
-            >>> import torch
-            >>> one = torch.ones(1)
-            >>> h.add(Round(0, one, np.array([0]), one[None], one, 2.3, 4, 4, {}, 1))
-            >>> h["bytes"]
-            array([8])
+            >>> h = History({"round": [1, 2], "loss": [2.3, math.nan]}, stopped="by hand")
+            >>> History.from_json(h.to_json()) == h
+            True
         """
-        n = len(self)
-        so_far = lambda name: self.columns[name][-1] if name in self.columns else 0
-        moved = r.sent * r.called + r.received * len(r.cohort)
-        row = {"round": r.t + 1, "bytes": so_far("bytes") + moved, "train_loss": r.loss}
-        if not math.isnan(r.seconds):
-            row["seconds"] = so_far("seconds") + r.seconds
-        elif "seconds" in self.columns:  # nobody answered: the clock stands still
-            row["seconds"] = so_far("seconds")
-        row |= r.metrics
-        for name in {**self.columns, **row}:
-            column = self.columns.setdefault(name, [math.nan] * n)
-            column.append(row.get(name, math.nan))
-        self.theta = r.theta
+        text = str(source)
+        whole = json.loads(text if text.lstrip()[:1] == "{" else Path(source).read_text("utf-8"))
+        columns = {
+            k: [math.nan if v is None else v for v in c] for k, c in whole["columns"].items()
+        }
+        return cls(columns, None, whole["stopped"], {int(k): v for k, v in whole["failed"].items()})
+
+    def to_csv(self, path: str | Path) -> Path:
+        """The columns as CSV, a row a round; NaN is an empty cell."""
+        text = io.StringIO(newline="")
+        rows = ((_plain(v) for v in row) for row in zip(*self.columns.values()))
+        csv.writer(text, lineterminator="\n").writerows([list(self.columns), *rows])
+        return write_whole(path, text.getvalue().encode())
+
+    @classmethod
+    def from_csv(cls, path: str | Path) -> History:
+        """Of what :meth:`to_csv` wrote."""
+        with open(path, newline="", encoding="utf-8") as file:
+            names, *rows = csv.reader(file)
+        return cls({k: [_number(row[i]) for row in rows] for i, k in enumerate(names)})
+
+    def to_frame(self) -> Any:
+        """The columns as a pandas DataFrame (``pip install pandas``)."""
+        import pandas as pd
+
+        return pd.DataFrame(self.columns)
+
+    @classmethod
+    def from_frame(cls, frame: Any) -> History:
+        """Of a pandas DataFrame, a column each."""
+        return cls({str(k): frame[k].tolist() for k in frame})
 
 
-def collect(rounds: Iterable[Round], *, progress: int | None = None) -> History:
-    """Run to the end and keep the numbers; what came before a divergence is kept too.
-
-    Args:
-        rounds: What :func:`federate` returns.
-        progress: How many rounds to expect: shows a progress bar. None: no bar.
-
-    Returns:
-        A :class:`History`. If the run diverged, ``stopped`` says why and a ``RuntimeWarning`` is
-        given.
-
-    Example:
-        >>> collect([]).columns
-        {}
-    """
-    history = History({}, None)
-    if progress is not None:
-        from tqdm.auto import tqdm
-
-        rounds = tqdm(rounds, total=progress, unit="round")
-    try:
-        for r in rounds:
-            history.add(r)
-    except Diverged as e:
-        history.stopped, history.theta = str(e), e.history.theta
-        warnings.warn(str(e), RuntimeWarning, stacklevel=2)
-    return history
+def _plain(v: Any) -> float | int | None:
+    """A number that JSON and CSV can hold and give back bit for bit; NaN is None."""
+    v = v.item() if hasattr(v, "item") else v
+    return None if isinstance(v, float) and math.isnan(v) else v
 
 
-def _few(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" * (len(numbers) > 5))
+def _number(text: str) -> float:
+    whole = text.lstrip("-").isdigit()
+    return int(text) if whole else float(text) if text else math.nan

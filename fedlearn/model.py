@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import is_whole
 from .module import from_module
 from .rng import Use, numpy_rng
 from .task import Loss, Task, cross_entropy, squared_error, views
@@ -136,7 +137,7 @@ def mlp(*dims: int, seed: int = 0) -> Task:
 
 
 def _sizes(name: str, how_many: str, dims: tuple[int, ...], example: str) -> None:
-    if len(dims) < 2 or any(not isinstance(n, (int, np.integer)) or n < 1 for n in dims):
+    if len(dims) < 2 or not all(map(is_whole, dims)):
         raise ValueError(f"{name}: needs {how_many} >= 1, got {dims}, e.g. {example}")
 
 

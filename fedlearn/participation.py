@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .optim import check
+from .checks import check, probability, whole
 from .rng import Use, hashed, numpy_rng
 from .transform import Context
 
@@ -53,13 +53,15 @@ def uniform(k: int | None = None) -> Call:
         ValueError: If ``k`` is not an integer >= 1; from the call, if it exceeds N.
 
     Example:
-        >>> uniform(3)(10, 0, 7).cohort
+        >>> uniform(3)(10, 0, 7).called
         array([1, 5, 9])
     """
-    _whole("uniform", k)
+    if k is not None:
+        whole("uniform", "k", k)
 
     def call(n: int, seed: int, t: int) -> Context:
-        S = sample(n, _within("uniform", k, n), seed, t)
+        check("uniform", "k", k, k is None or k <= n, f"at most N = {n}", max(1, n // 2))
+        S = sample(n, k or n, seed, t)
         return Context(seed, t, S, S)
 
     return call
@@ -84,14 +86,14 @@ def weighted(k: int, weight: Sequence[float], *, replace: bool = False) -> Call:
         ValueError: If ``k`` or a weight is out of range; from the call, if there aren't N weights.
 
     Example:
-        >>> weighted(2, [0, 5, 0, 5])(4, 0, 0).cohort
+        >>> weighted(2, [0, 5, 0, 5])(4, 0, 0).called
         array([1, 3])
 
     Reference:
         Li, Sahu et al., 2020, FedProx, Algorithm 2; with replacement Li, Huang et al., 2020, "On
         the convergence of FedAvg on non-IID data", Scheme I.
     """
-    _whole("weighted", k)
+    whole("weighted", "k", k)
     w = np.asarray(weight, dtype=float)
     top = math.inf if replace else np.count_nonzero(w)
     good = w.ndim == 1 and np.isfinite(w).all() and (w >= 0).all() and 0 < k <= top and w.sum() > 0
@@ -123,10 +125,10 @@ def poisson(q: float) -> Call:
         ValueError: If ``q`` is out of range.
 
     Example:
-        >>> [len(poisson(0.3)(10, 0, t).cohort) for t in range(5)]
+        >>> [len(poisson(0.3)(10, 0, t).called) for t in range(5)]
         [4, 3, 2, 4, 3]
     """
-    check("poisson", "q", q, 0 < q <= 1, "> 0 and <= 1", 0.1)
+    probability("poisson", "q", q)
 
     def call(n: int, seed: int, t: int) -> Context:
         S = np.flatnonzero(_draws(n, seed, Use.SAMPLE, t) < q)
@@ -151,10 +153,10 @@ def available(k: int, chance: Callable[[int], np.ndarray]) -> Call:
 
     Example:
         >>> shifts = available(2, lambda t: np.array([t % 2, t % 2, 1 - t % 2, 1 - t % 2]))
-        >>> shifts(4, 0, 0).cohort, shifts(4, 0, 1).cohort
+        >>> shifts(4, 0, 0).called, shifts(4, 0, 1).called
         (array([2, 3]), array([0, 1]))
     """
-    _whole("available", k)
+    whole("available", "k", k)
 
     def call(n: int, seed: int, t: int) -> Context:
         there = np.flatnonzero(_happens("available", chance(t), n, seed, Use.AVAILABLE, t))
@@ -175,14 +177,14 @@ def dropouts(call: Call, rate: float | Sequence[float]) -> Call:
         rate: Probability of a dropout, one for all or (N,).
 
     Returns:
-        A :data:`Call`: the broadcast goes to its cohort, answers come from its rows.
+        A :data:`Call`: the broadcast goes to all ``called``, the others have ``answered``.
 
     Raises:
         ValueError: If a rate is no probability; from the call, if there aren't N.
 
     Example:
         >>> ctx = dropouts(uniform(), [0, 1, 0, 1])(4, 0, 0)
-        >>> ctx.cohort, ctx.rows
+        >>> ctx.called, ctx.answered
         (array([0, 1, 2, 3]), array([0, 2]))
     """
     r = np.asarray(rate, dtype=float)
@@ -191,7 +193,7 @@ def dropouts(call: Call, rate: float | Sequence[float]) -> Call:
     def lossy(n: int, seed: int, t: int) -> Context:
         ctx = call(n, seed, t)
         lost = _happens("dropouts", r, n, seed, Use.DROPOUT, t)
-        return _keep(ctx, ~lost[ctx.rows])
+        return ctx.keep(~lost[ctx.answered])
 
     return lossy
 
@@ -205,7 +207,7 @@ def stragglers(call: Call, share: float | Sequence[float], *, drop: bool = False
         drop: Leave the slow ones out, as FedAvg does in FedProx's experiments.
 
     Returns:
-        A :data:`Call` with ``work``, the fraction that each row does; at least one step is done.
+        A :data:`Call` with ``work``, the fraction that each one does; at least one step is done.
 
     Raises:
         ValueError: If a share is no probability; from the call, if there aren't N.
@@ -213,7 +215,7 @@ def stragglers(call: Call, share: float | Sequence[float], *, drop: bool = False
     Example:
         >>> stragglers(uniform(), [0, 1, 0])(3, 0, 0).work.round(2)
         array([1.  , 0.66, 1.  ])
-        >>> stragglers(uniform(), [0, 1, 0], drop=True)(3, 0, 0).rows
+        >>> stragglers(uniform(), [0, 1, 0], drop=True)(3, 0, 0).answered
         array([0, 2])
 
     Reference:
@@ -224,10 +226,10 @@ def stragglers(call: Call, share: float | Sequence[float], *, drop: bool = False
 
     def slow(n: int, seed: int, t: int) -> Context:
         ctx = call(n, seed, t)
-        late = _happens("stragglers", s, n, seed, Use.STRAGGLE, t)[ctx.rows]
+        late = _happens("stragglers", s, n, seed, Use.STRAGGLE, t)[ctx.answered]
         if drop:
-            return _keep(ctx, ~late)
-        done = np.where(late, _draws(n, seed, Use.STRAGGLE, t, 1)[ctx.rows], 1.0)
+            return ctx.keep(~late)
+        done = np.where(late, _draws(n, seed, Use.STRAGGLE, t, 1)[ctx.answered], 1.0)
         return ctx._replace(work=done if ctx.work is None else ctx.work * done)
 
     return slow
@@ -248,22 +250,7 @@ def _happens(name: str, chance: np.ndarray, n: int, seed: int, use: Use, t: int)
     return _draws(n, seed, use, t) < p
 
 
-def _keep(ctx: Context, some: np.ndarray) -> Context:
-    work = None if ctx.work is None else ctx.work[some]
-    return ctx._replace(rows=ctx.rows[some], work=work)
-
-
 # -- what is refused -------------------------------------------------------------------------------
-
-
-def _whole(name: str, k: int | None) -> None:
-    whole = isinstance(k, (int, np.integer)) and not isinstance(k, bool)
-    check(name, "k", k, k is None or (whole and k >= 1), "an integer >= 1", 10)
-
-
-def _within(name: str, k: int | None, n: int) -> int:
-    check(name, "k", k, k is None or k <= n, f"at most N = {n}", max(1, n // 2))
-    return n if k is None else k
 
 
 def _chances(name: str, argument: str, p: np.ndarray) -> None:

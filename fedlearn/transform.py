@@ -9,41 +9,46 @@ A stage acts on the matrix of updates, a row per client. It is one of
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import not_negative, positive
 from .rng import Use, numpy_rng
 
 Memory = dict[str, Tensor]  # what one client keeps between rounds; stacked: (K, ...)
-
-
 NOT_SENT = {"n", "loss", "seconds"}  # of a reply: known to the server, or kept for the plot
 
 
 class Context(NamedTuple):
-    """Which round, who is in it, and which of them the rows at hand are.
+    """Which round, whom the server called, and whose rows are at hand.
 
     Attributes:
         seed: The run's seed.
         round: t.
-        cohort: (K,) numbers of the clients in this round.
-        rows: Numbers of the rows at hand: those that answer on a server, one client on a client.
-        work: (R,) the fraction of its local steps that each row does; None for all of them.
-        turns: (R,) the number that each row's shuffle depends on where clients have no common
+        called: (K,) numbers of the clients that the server sent to: the cohort.
+        answered: (R,) numbers of those whose rows are at hand: all that answer on a server, one on
+            a client.
+        work: (R,) the fraction of its local steps that each of them does; None for all of them.
+        turns: (R,) the number that each one's shuffle depends on where clients have no common
             round, as in an asynchronous run; None for the round t.
     """
 
     seed: int
     round: int
-    cohort: np.ndarray
-    rows: np.ndarray
+    called: np.ndarray
+    answered: np.ndarray
     work: np.ndarray | None = None
     turns: np.ndarray | None = None
+
+    def keep(self, some: np.ndarray) -> Context:
+        """The same round with the rows at ``some`` alone: a mask (R,), or places in 0..R-1."""
+        work = None if self.work is None else self.work[some]
+        turns = None if self.turns is None else self.turns[some]
+        return self._replace(answered=self.answered[some], work=work, turns=turns)
 
 
 class Rowwise(NamedTuple):
@@ -100,39 +105,33 @@ class Pipeline(NamedTuple):
     reduce: Reduce
     on_server: tuple[After, ...]
 
-    def memory(self, theta: Tensor) -> Memory:
-        """What a client keeps for the stages, each name prefixed by its stage's number.
-
-        Example:
-            >>> from fedlearn.aggregate import mean
-            >>> chain(clip(1.0), mean()).memory(torch.zeros(3))
-            {}
-        """
-        return {
-            f"{i}.{k}": v for i, s in enumerate(self.on_client) for k, v in s.memory(theta).items()
-        }
+    def memory(self, theta: Tensor) -> tuple[Memory, ...]:
+        """What a client keeps before its first round, for each of its stages."""
+        return tuple(s.memory(theta) for s in self.on_client)
 
     def encode(
-        self, delta: Tensor, n: Tensor, memory: Memory, ctx: Context
-    ) -> tuple[Tensor, Memory]:
-        """Run the client's stages on rows (R, d). -> rows (R, d), what to keep.
+        self, delta: Tensor, n: Tensor, memory: Sequence[Memory], ctx: Context
+    ) -> tuple[Tensor, tuple[Memory, ...]]:
+        """Run the client's stages on rows (R, d). -> rows (R, d), what each stage keeps.
 
         Example:
             >>> from fedlearn.aggregate import mean
             >>> ctx = Context(0, 0, np.array([0]), np.array([0]))
             >>> rows = torch.tensor([[3.0, 4.0]])
-            >>> chain(clip(1.0), mean()).encode(rows, torch.ones(1), {}, ctx)[0]
+            >>> chain(clip(1.0), mean()).encode(rows, torch.ones(1), (), ctx)[0]
             tensor([[0.6000, 0.8000]])
         """
-        kept: Memory = {}
-        for i, s in enumerate(self.on_client):
-            own = {k.split(".", 1)[1]: v for k, v in memory.items() if k.startswith(f"{i}.")}
-            delta, own = s.apply(delta, n, own, ctx)
-            kept |= {f"{i}.{k}": v for k, v in own.items()}
-        return delta, kept
+        kept = []
+        for stage, own in zip(self.on_client, memory or [{}] * len(self.on_client), strict=True):
+            delta, own = stage.apply(delta, n, own, ctx)
+            kept.append(own)
+        return delta, tuple(kept)
 
     def combine(self, reply: dict[str, Tensor], p: Tensor, ctx: Context) -> Tensor:
-        """Run the server's stages: sum_k p_k delta_k or another rule. -> (d,)
+        """Run the server's stages: sum_k p_k delta_k or another rule; 0 where nobody answered.
+
+        Returns:
+            (d,).
 
         Raises:
             ValueError: If a stage hides ``delta`` while the method sends more in the clear.
@@ -151,7 +150,7 @@ class Pipeline(NamedTuple):
                 f"{' and '.join(hidden)} protects only 'delta', but this method also sends {bare} "
                 f"in the clear; use a method that sends delta alone, e.g. fedavg"
             )
-        out = self.reduce.apply(reply["delta"], p)
+        out = self.reduce.apply(reply["delta"], p) if len(p) else reply["delta"].sum(0)
         for s in self.on_server:
             out = s.apply(out, ctx)
         return out
@@ -209,8 +208,7 @@ def clip(max_norm: float) -> Rowwise:
         McMahan, Ramage, Talwar, Zhang, 2018, "Learning differentially private recurrent language
         models", Algorithm 1 (FlatClip).
     """
-    if not (max_norm > 0 and math.isfinite(max_norm)):
-        raise ValueError(f"clip: max_norm must be > 0 and finite, got {max_norm}, e.g. clip(1.0)")
+    positive("clip", "max_norm", max_norm, 1.0)
 
     def apply(delta: Tensor, n: Tensor, memory: Memory, ctx: Context) -> tuple[Tensor, Memory]:
         norm = delta.norm(dim=-1, keepdim=True).clamp(min=1e-12)
@@ -237,8 +235,7 @@ def noise(std: float) -> After:
         >>> noise(0.0).apply(torch.ones(2), ctx)
         tensor([1., 1.])
     """
-    if not (std >= 0 and math.isfinite(std)):
-        raise ValueError(f"noise: std must be >= 0 and finite, got {std}, e.g. noise(0.1)")
+    not_negative("noise", "std", std)
 
     def apply(delta: Tensor, ctx: Context) -> Tensor:
         draw = numpy_rng(ctx.seed, Use.NOISE, ctx.round).standard_normal(len(delta))

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from fedlearn.federate import Recipe, Simulated, federate
 from problems import problem
 
 from fedlearn import algorithms, privacy
 from fedlearn.algorithms.base import Algorithm
-from fedlearn.federate import Recipe, Simulated, federate
 from fedlearn.participation import poisson
 from fedlearn.transform import Context
 

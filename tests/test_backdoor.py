@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fedlearn.federate import Recipe, Simulated, federate
 
 from fedlearn import aggregate as A
 from fedlearn import algorithms, data, model, partition
 from fedlearn.attacks.backdoor import backdoor_rate, boost, hide, poison, stamp
 from fedlearn.attacks.byzantine import Byzantine
-from fedlearn.federate import Recipe, Simulated, federate
 from fedlearn.rng import Use, numpy_rng
 from fedlearn.transform import Context, chain
 

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from fedlearn.federate import Recipe, Simulated, federate
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import Wire, problem
@@ -22,7 +23,6 @@ from fedlearn.attacks.byzantine import (
     sign_flip,
     z_max,
 )
-from fedlearn.federate import Recipe, Simulated, federate
 from fedlearn.rng import Use, numpy_rng
 from fedlearn.transform import Context, chain, clip
 

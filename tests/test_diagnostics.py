@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fedlearn.federate import Recipe, Simulated, federate
 
 from fedlearn import algorithms, model
 from fedlearn.diagnostics import (
@@ -20,7 +21,6 @@ from fedlearn.diagnostics import (
     quadratics,
     weight_divergence,
 )
-from fedlearn.federate import Recipe, Simulated, federate
 
 
 def held(labels_each: int, classes: int = 10) -> np.ndarray:

@@ -11,9 +11,18 @@ import torch
 from problems import problem
 from torch import nn
 
-from fedlearn import algorithms, data, partition
+from fedlearn import (
+    Diverged,
+    Recipe,
+    Simulated,
+    algorithms,
+    centralised,
+    collect,
+    data,
+    federate,
+    partition,
+)
 from fedlearn.aggregate import mean
-from fedlearn.federate import Diverged, Recipe, Simulated, centralised, collect, federate
 from fedlearn.federated_optimizer import SGD, Adam
 from fedlearn.model import (
     Task,
@@ -45,7 +54,7 @@ def simulated(x=X, y=None, parts=PARTS, task=TASK, **kw):
 def rounds(**kw):
     r = recipe()
     clients = Simulated(r, X, torch.from_numpy(Y), PARTS)
-    return federate(r, clients, **{"rounds": 1, **kw})
+    return federate(clients, **{"rounds": 1, **kw})
 
 
 class GRU(nn.Module):
@@ -71,7 +80,7 @@ class LooksAtValues(nn.Module):
 def one_round(module, **kw):
     task = from_module(module, **kw)
     r = Recipe(algorithms.fedavg(task, 0.1), task.theta0)
-    next(federate(r, Simulated(r, X, torch.from_numpy(Y), PARTS), rounds=1))
+    next(federate(Simulated(r, X, torch.from_numpy(Y), PARTS), rounds=1))
 
 
 rng = lambda: numpy_rng(0)
@@ -83,10 +92,6 @@ BAD = {
     "unknown data set": (lambda: data.load("minst"), ["load", "'minst'", "mnist", "e.g. 'digits'"]),
     "unknown fallback": (
         lambda: data.load("mnist", fallback="digit"), ["load", "'digit'", "e.g. 'digits'"],
-    ),
-    "schedule, empty cohort": (
-        lambda: data.schedule(PARTS, np.array([], int), batch=1, epochs=1, seed=0, round=0),
-        ["schedule", "cohort is empty", "e.g."],
     ),
     # partition
     "alpha 0": (
@@ -377,7 +382,7 @@ def diverging(lr=1e3, parts=None, x=None):
     parts = parts or np.split(np.arange(40), 4)
     clients = Simulated(r, x, torch.ones(40), parts)
     test = evaluator(task, x, torch.ones(40))
-    return federate(r, clients, rounds=100, evaluate=test)
+    return federate(clients, rounds=100, evaluate=test)
 
 
 def test_a_run_that_diverges_says_where_who_and_why():
@@ -410,7 +415,7 @@ def test_a_server_that_diverges_is_named_too():
     r = Recipe(algorithms.fedavg(task, 0.1, server_lr=1e38), task.theta0, batch=None)
     clients = Simulated(r, X, torch.from_numpy(Y), PARTS)
     with pytest.raises(Diverged, match="round 0: the server's step") as e:
-        list(federate(r, clients, rounds=50))
+        list(federate(clients, rounds=50))
     assert e.value.clients == []
 
 
@@ -437,7 +442,7 @@ def test_a_run_that_converges_says_nothing():
     r = Recipe(algorithms.fedavg(task, 0.1), task.theta0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        history = collect(federate(r, Simulated(r, p.x, p.y, p.parts), rounds=3))
+        history = collect(federate(Simulated(r, p.x, p.y, p.parts), rounds=3))
     assert history.stopped == "" and len(history) == 3
 
 

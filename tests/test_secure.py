@@ -11,6 +11,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from fedlearn.federate import Recipe, Simulated, federate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import METHODS, Wire, problem
@@ -19,7 +20,6 @@ from fedlearn import algorithms
 from fedlearn import participation as who
 from fedlearn.aggregate import mean
 from fedlearn.asynchronous import asynchronous
-from fedlearn.federate import Recipe, Simulated, federate
 from fedlearn.fleet import fleet
 from fedlearn.privacy import FixedPoint, Refused, TooFew, secure_mean, secure_sum
 from fedlearn.transform import Context, chain, clip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..data import Shards
-from ..model import Task
-from ..optim import check_local, check_lr, descend
+from ..batches import Shards
+from ..checks import below_one, not_negative, positive
+from ..descend import descend
+from ..task import Task
 from .base import Algorithm, Kept, Message, Reply, State
 
 
@@ -36,12 +37,6 @@ def fedavg(
         ValueError: If a learning rate is not > 0 and finite, ``beta`` not in [0, 1), or
             ``weight_decay`` not >= 0 and finite.
 
-    Example:
-        >>> from fedlearn.model import softmax_regression
-        >>> task = softmax_regression(64, 10)
-        >>> fedavg(task, lr=0.1).init(task.theta0)["theta"].shape
-        torch.Size([650])
-
     Reference:
         McMahan, Moore, Ramage, Hampson, Agüera y Arcas, 2017, "Communication-efficient learning of
         deep networks from decentralized data", Algorithm 1. Derived in lesson 4.
@@ -49,9 +44,10 @@ def fedavg(
     Differs from the paper: its first version divides by the whole population's n, which is no mean
     for a cohort; its later versions, and this, divide by the cohort's.
     """
-    check_lr("fedavg", lr)
-    check_lr("fedavg", server_lr, "server_lr")
-    check_local("fedavg", beta, weight_decay=weight_decay)
+    positive("fedavg", "lr", lr)
+    positive("fedavg", "server_lr", server_lr)
+    below_one("fedavg", "beta", beta)
+    not_negative("fedavg", "weight_decay", weight_decay)
 
     def init(theta: Tensor) -> State:
         return {"theta": theta}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from ..data import Shards
-from ..model import Task
-from ..optim import check, check_lr, descend
+from ..batches import Shards
+from ..checks import positive
+from ..descend import descend
+from ..task import Task
 from .base import Algorithm, Kept, Message, Reply, State, check_total
 
 
@@ -51,8 +50,8 @@ def feddyn(task: Task, lr: float, alpha: float, n_total: float) -> Algorithm:
     local minimum is approached by E epochs of SGD, as in the authors' code, and h_k follows the
     steps that were taken.
     """
-    check_lr("feddyn", lr)
-    check("feddyn", "alpha", alpha, 0 < alpha < math.inf, "> 0 and finite", 0.1)
+    positive("feddyn", "lr", lr)
+    positive("feddyn", "alpha", alpha)
     check_total("feddyn", n_total)
 
     def init(theta: Tensor) -> State:
@@ -73,6 +72,7 @@ def feddyn(task: Task, lr: float, alpha: float, n_total: float) -> Algorithm:
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         share = reply["n"].sum() / check_total("feddyn", n_total, reply["n"])
         h = state["h"] - alpha * share * delta
-        return {"theta": state["theta"] + delta - h / alpha, "h": h}
+        mean = state["theta"] + delta  # of theta_k; nobody's is no reason to move by h again
+        return {"theta": mean - h / alpha if len(p) else mean, "h": h}
 
     return Algorithm(init, client, server, message, memory, task)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..data import Shards
-from ..model import Task
-from ..optim import check, check_local, check_lr, descend
+from ..batches import Shards
+from ..checks import below_one, check, not_negative, positive
+from ..descend import descend
+from ..task import Task
 from .base import Algorithm, Kept, Message, Reply, State
 from .fedavg import fedavg
 
@@ -37,19 +38,14 @@ def fednova(
     Raises:
         ValueError: If a number is out of range.
 
-    Example:
-        >>> from fedlearn.model import softmax_regression
-        >>> task = softmax_regression(64, 10)
-        >>> fednova(task, lr=0.1, beta=0.9).init(task.theta0)["theta"].shape
-        torch.Size([650])
-
     Reference:
         Wang, Liu, Liang, Joshi, Poor, 2020, "Tackling the objective inconsistency problem in
         heterogeneous federated optimization", eq. 8 and §4 with tau_eff = Σ p_k a_k. Derived in
         lesson 8.
     """
-    check_lr("fednova", lr)
-    check_local("fednova", beta, mu)
+    positive("fednova", "lr", lr)
+    below_one("fednova", "beta", beta)
+    not_negative("fednova", "mu", mu)
     check("fednova", "mu", mu, lr * mu < 1, f"< 1 / lr = {1 / lr:g}", 0.1)
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
@@ -88,7 +84,7 @@ def accumulated(tau: Tensor, lr: float, beta: float = 0.0, mu: float = 0.0) -> T
                 [2.5000]])
     """
     way, u, v = [0.0], 0.0, 0.0
-    for _ in range(int(tau.max())):
+    for _ in range(int(tau.max()) if len(tau) else 0):
         v = beta * v + 1 - lr * mu * u
         u = u + v
         way.append(u)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..model import Task
 from ..optim import Optimizer, adagrad, adam, momentum, yogi
+from ..task import Task
 from .base import Algorithm, Message, Reply, State
 from .fedavg import fedavg
 
@@ -70,12 +70,6 @@ def fedavgm(task: Task, lr: float, server_lr: float = 1.0, beta: float = 0.9) ->
     Raises:
         ValueError: If a number is out of range.
 
-    Example:
-        >>> from fedlearn.model import softmax_regression
-        >>> task = softmax_regression(64, 10)
-        >>> fedavgm(task, lr=0.1).init(task.theta0)["theta"].shape
-        torch.Size([650])
-
     Reference:
         Hsu, Qi, Brown, 2019, "Measuring the effects of non-identical data distribution for
         federated visual classification" (FedAvgM). https://arxiv.org/abs/1909.06335
@@ -102,12 +96,6 @@ def fedadagrad(
 
     Raises:
         ValueError: If a number is out of range.
-
-    Example:
-        >>> from fedlearn.model import softmax_regression
-        >>> task = softmax_regression(64, 10)
-        >>> fedadagrad(task, lr=0.1).init(task.theta0)["theta"].shape
-        torch.Size([650])
 
     Reference:
         Reddi et al., 2021, Algorithm 2 (FedAdagrad).
@@ -142,12 +130,6 @@ def fedadam(
     Raises:
         ValueError: If a number is out of range.
 
-    Example:
-        >>> from fedlearn.model import softmax_regression
-        >>> task = softmax_regression(64, 10)
-        >>> fedadam(task, lr=0.1).init(task.theta0)["theta"].shape
-        torch.Size([650])
-
     Reference:
         Reddi et al., 2021, Algorithm 2 (FedAdam).
     """
@@ -180,12 +162,6 @@ def fedyogi(
 
     Raises:
         ValueError: If a number is out of range.
-
-    Example:
-        >>> from fedlearn.model import softmax_regression
-        >>> task = softmax_regression(64, 10)
-        >>> fedyogi(task, lr=0.1).init(task.theta0)["theta"].shape
-        torch.Size([650])
 
     Reference:
         Reddi et al., 2021, Algorithm 2 (FedYogi).

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..data import Shards
-from ..model import Task
-from ..optim import check_local, descend
+from ..batches import Shards
+from ..checks import not_negative
+from ..descend import descend
+from ..task import Task
 from .base import Algorithm, Kept, Message, Reply
 from .fedavg import fedavg
 
@@ -27,12 +28,6 @@ def fedprox(task: Task, lr: float, mu: float, server_lr: float = 1.0) -> Algorit
     Raises:
         ValueError: If a learning rate is not > 0 and finite, or ``mu`` not >= 0 and finite.
 
-    Example:
-        >>> from fedlearn.model import softmax_regression
-        >>> task = softmax_regression(64, 10)
-        >>> fedprox(task, lr=0.1, mu=0.1).init(task.theta0)["theta"].shape
-        torch.Size([650])
-
     Reference:
         Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, 2020, "Federated optimization in heterogeneous
         networks", Algorithm 2. Derived in lesson 8.
@@ -42,7 +37,7 @@ def fedprox(task: Task, lr: float, mu: float, server_lr: float = 1.0) -> Algorit
     is ``federate(..., cohort=weighted(10, sizes))`` with ``Recipe(..., equal=True)``. A client that
     is short of time does fewer steps: :func:`~fedlearn.participation.stragglers`.
     """
-    check_local("fedprox", mu=mu)
+    not_negative("fedprox", "mu", mu)
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         theta = message["theta"]

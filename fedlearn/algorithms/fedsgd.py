@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..data import Shards
-from ..model import Task
-from ..optim import check_lr
-from .base import Algorithm, Kept, Message, Reply
-from .fedopt import fedavgm
+from ..batches import Shards
+from ..checks import below_one, positive
+from ..task import Task
+from .base import Algorithm, Kept, Message, Reply, State
 
 
 def fedsgd(task: Task, lr: float, beta: float = 0.0) -> Algorithm:
@@ -34,19 +33,34 @@ def fedsgd(task: Task, lr: float, beta: float = 0.0) -> Algorithm:
 
     Example:
         >>> from fedlearn.model import softmax_regression
-        >>> fedsgd(softmax_regression(64, 10), lr=0.1).memory(None)
-        {}
+        >>> method = fedsgd(softmax_regression(2, 2), lr=0.1, beta=0.5)
+        >>> state = method.init(torch.zeros(6))
+        >>> for _ in range(2):  # the same update twice: 1, then 1.5
+        ...     state = method.server(state, torch.ones(6), {}, torch.ones(1))
+        >>> state["theta"][0].item()
+        2.5
 
     Reference:
         McMahan et al., 2017, §2 ("FederatedSGD"). Derived in lesson 2.
     """
-    check_lr("fedsgd", lr)
+    positive("fedsgd", "lr", lr)
+    below_one("fedsgd", "beta", beta)
+
+    def init(theta: Tensor) -> State:
+        return {"theta": theta, "v": torch.zeros_like(theta)}
+
+    def message(state: State) -> Message:
+        return {"theta": state["theta"]}
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         g, loss = gradients(task, message["theta"], shards)
         return {"delta": -lr * g, "loss": loss}, memory
 
-    return fedavgm(task, lr, beta=beta)._replace(client=client)
+    def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
+        v = beta * state["v"] + delta
+        return {"theta": state["theta"] + v, "v": v}
+
+    return Algorithm(init, client, server, message, task=task)
 
 
 def gradients(task: Task, theta: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..data import Shards
-from ..model import Task
-from ..optim import check, check_lr, descend
+from ..batches import Shards
+from ..checks import check, is_whole, positive
+from ..descend import descend
+from ..task import Task
 from .base import Algorithm, Kept, Message, Reply, State, check_total
 from .fedsgd import gradients
 
@@ -57,10 +58,10 @@ def scaffold(
     uniform c beside weighted updates converges to the optimum of another objective. tau_k counts
     the steps that client k took, not those of the largest client.
     """
-    check_lr("scaffold", lr)
-    check_lr("scaffold", server_lr, "server_lr")
+    positive("scaffold", "lr", lr)
+    positive("scaffold", "server_lr", server_lr)
     check_total("scaffold", n_total)
-    check("scaffold", "option", option, option in (1, 2), "1 or 2", 2)
+    check("scaffold", "option", option, is_whole(option, 1, 2), "1 or 2", 2)
 
     def init(theta: Tensor) -> State:
         return {"theta": theta, "c": torch.zeros_like(theta)}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..data import Shards
+from ..batches import Shards
 from .base import Algorithm, Kept, Message, Reply, State
 
 
@@ -58,4 +58,7 @@ def scheduled(make: Callable[[float], Algorithm], lr: Callable[[int], float]) ->
         inner = {k: v for k, v in state.items() if k != "t"}
         return {**make(lr(t)).server(inner, delta, reply, p), "t": t + 1}
 
-    return Algorithm(init, client, server, message, first.memory, first.task)
+    def idle(state: State, *nothing: object) -> State:
+        return {**state, "t": state["t"] + 1}
+
+    return Algorithm(init, client, server, message, first.memory, first.task, idle)
