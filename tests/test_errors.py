@@ -14,7 +14,7 @@ from torch import nn
 from fedlearn import algorithms, data, partition
 from fedlearn.aggregate import mean
 from fedlearn.federate import Diverged, Recipe, Simulated, centralised, collect, federate
-from fedlearn.federated_optimizer import SGD, Adam
+from fedlearn.federated_optimizer import SGD
 from fedlearn.model import (
     Task,
     evaluator,
@@ -303,7 +303,6 @@ RATES = {
     "fedsgd": (lambda lr: algorithms.fedsgd(TASK, lr), "lr"),
     "sgd": (sgd, "lr"),
     "federated_optimizer.SGD": (lambda lr: SGD(nn.Linear(1, 1).parameters(), lr), "lr"),
-    "federated_optimizer.Adam": (lambda lr: Adam(nn.Linear(1, 1).parameters(), lr), "lr"),
 }
 
 

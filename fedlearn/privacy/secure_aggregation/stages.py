@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..optim import check
-from ..recipe import _at_least
-from ..transform import After, Context, Memory, Reduce, Rowwise
+from ...optim import check
+from ...recipe import _at_least
+from ...transform import After, Context, Memory, Reduce, Rowwise
 from . import primitives as prim
 from .fixed_point import FixedPoint
 from .messages import Refused, Sealed, TooFew, check_threshold, default_threshold
-from .protocol import Client
-from .secure import enroll, exchange, unmask
+from .client import Client
+from .round import enroll, exchange, unmask
 from .server import Server
 
 
@@ -141,7 +141,7 @@ class _Desk:
             raise Refused(
                 f"secure_mean, round {ctx.round}: this pipeline, in this process, did not mask "
                 "these vectors, so the keys to open the sum are not here; nothing was opened. "
-                "Clients in other processes need the messages of fedlearn.privacy.protocol"
+                "Clients in other processes need the messages of fedlearn.privacy.secure_aggregation.client"
             )
         server.add_sum(answered, total)
         return server.sum - unmask(clients, server)

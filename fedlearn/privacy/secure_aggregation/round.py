@@ -1,7 +1,7 @@
 """Secure aggregation of K vectors in this process, every message included.
 
-The messages: :mod:`fedlearn.privacy.messages`; what a client and the server do with them:
-:mod:`fedlearn.privacy.protocol` and :mod:`fedlearn.privacy.server`.
+The messages: :mod:`fedlearn.privacy.secure_aggregation.messages`; what a client and the server do with them:
+:mod:`fedlearn.privacy.secure_aggregation.client` and :mod:`fedlearn.privacy.secure_aggregation.server`.
 """
 
 from __future__ import annotations
@@ -13,44 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..optim import check
-from ..recipe import _at_least
+from ...optim import check
+from ...recipe import _at_least
 from . import primitives as prim
 from .fixed_point import FixedPoint
-from .messages import (
-    STAGES,
-    Keys,
-    Masked,
-    Opened,
-    Refused,
-    Sealed,
-    TooFew,
-    Vote,
-    check_threshold,
-    default_threshold,
-)
-from .protocol import Client
+from .messages import STAGES, Sealed, check_threshold
+from .client import Client
 from .server import Server
-
-__all__ = [
-    "STAGES",
-    "Client",
-    "Keys",
-    "Masked",
-    "Opened",
-    "Refused",
-    "Sealed",
-    "Server",
-    "Sum",
-    "TooFew",
-    "Vote",
-    "default_threshold",
-    "enroll",
-    "exchange",
-    "secure_sum",
-    "unmask",
-    "wire_bytes",
-]
 
 
 class Sum(NamedTuple):

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..optim import check
-from ..recipe import _at_least
+from ...optim import check
+from ...recipe import _at_least
 from . import primitives as prim
 
 STAGES = ("keys", "shares", "masked", "votes", "opened")
@@ -111,7 +111,7 @@ def check_keys(keys: Sequence[Keys], round: int, directory: Mapping[int, bytes])
         >>> check_keys([Keys(0, 3, b"", b"", b"")], 4, {})
         Traceback (most recent call last):
         ...
-        fedlearn.privacy.messages.Refused: round 4: client 0's keys are of round 3
+        fedlearn.privacy.secure_aggregation.messages.Refused: round 4: client 0's keys are of round 3
     """
     for m in keys:
         if m.round != round:

@@ -1,6 +1,6 @@
 """The server's side of secure aggregation: what it checks, adds up and opens.
 
-The protocol and the clients' side: :mod:`fedlearn.privacy.protocol`.
+The protocol and the clients' side: :mod:`fedlearn.privacy.secure_aggregation.client`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Server:
         >>> Server(round=0, threshold=2, directory={}).keys([])
         Traceback (most recent call last):
         ...
-        fedlearn.privacy.messages.TooFew: secure aggregation, round 0: 0 answered at stage 'keys'...
+        fedlearn.privacy.secure_aggregation.messages.TooFew: secure aggregation, round 0: 0 answered at stage 'keys'...
     """
 
     def __init__(self, round: int, threshold: int, directory: Mapping[int, bytes]):

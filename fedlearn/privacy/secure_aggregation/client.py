@@ -4,7 +4,7 @@ Client u sends y_u = x_u + PRG(b_u) + Σ_{v>u} PRG(s_uv) - Σ_{v<u} PRG(s_uv) mo
 masks cancel in the sum. Shares of every secret lie with the others: t of them open b_u of those who
 answered, or the key of those who dropped out, never both of one client.
 
-A round is five messages of a client and five of the server (:mod:`fedlearn.privacy.server`):
+A round is five messages of a client and five of the server (:mod:`fedlearn.privacy.secure_aggregation.server`):
 
     keys    Client.advertise   who I am, two public keys, signed     -> Server.keys
     shares  Client.share       my secrets in shares, a letter each   -> Server.route
@@ -14,7 +14,7 @@ A round is five messages of a client and five of the server (:mod:`fedlearn.priv
 
 Who falls silent before ``keys`` or ``shares`` is left out; before ``masked``, its masks are opened;
 later its vector is in the sum. Below t answers at any stage nothing is opened. Letters, masks,
-vectors, votes and shares are bound to the attempt, :func:`~fedlearn.privacy.messages.attempt_of`.
+vectors, votes and shares are bound to the attempt, :func:`~fedlearn.privacy.secure_aggregation.messages.attempt_of`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..optim import check
+from ...optim import check
 from . import primitives as prim
 from .messages import (
     STAGES,
@@ -33,7 +33,6 @@ from .messages import (
     Opened,
     Refused,
     Sealed,
-    TooFew,
     Vote,
     add,
     attempt_of,
@@ -48,8 +47,6 @@ from .messages import (
     signed_text,
 )
 
-__all__ = ["Client", "Refused", "TooFew"]
-
 
 class Client:
     """One client in one attempt at a round.
@@ -60,7 +57,7 @@ class Client:
     Args:
         number: u.
         round: Its number.
-        identity: Its signing key, :func:`~fedlearn.privacy.primitives.identity`.
+        identity: Its signing key, :func:`~fedlearn.privacy.secure_aggregation.primitives.identity`.
         directory: Public identity keys by client: whom the others are known by.
         threshold: How many must answer, more than half of the cohort.
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..optim import check
-from ..recipe import _at_least
+from ...optim import check
+from ...recipe import _at_least
 
 LIMIT = 2**31  # of a signed sum mod 2**32
 
