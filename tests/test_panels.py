@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import itertools
-import json
 import subprocess
 import sys
 import threading

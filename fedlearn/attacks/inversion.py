@@ -17,18 +17,9 @@ from torch import Tensor
 
 from ..optim import check, check_lr
 from ..rng import Use, numpy_rng
+from . import search
 from .messages import Send
-from .search import (
-    Guess,
-    as_long_as,
-    check_labels,
-    check_search,
-    lbfgs,
-    relative,
-    signed_adam,
-    start,
-    variation,
-)
+from .search import Guess
 
 
 def dlg(
@@ -81,15 +72,15 @@ def dlg(
     """
     known = isinstance(classes, (int, np.integer)) and classes >= 2
     check("dlg", "classes", classes, known, "an integer >= 2", 10)
-    check_search("dlg", target, shape, steps)
+    search.check_search("dlg", target, shape, steps)
     rng = numpy_rng(seed, Use.GUESS, restart)
-    x = start(rng, shape, target)
+    x = search.start(rng, shape, target)
     logits = torch.from_numpy(rng.standard_normal((shape[0], classes))).to(target)
     logits.requires_grad_()
-    distance = relative("dlg", target)
+    distance = search.relative("dlg", target)
     loss = lambda: distance(send(x, logits.softmax(-1)))
     now = lambda: (x.detach().clone(), logits.detach().softmax(-1))
-    return lbfgs("dlg", loss, [x, logits], now, steps, enough)
+    return search.lbfgs("dlg", loss, [x, logits], now, steps, enough)
 
 
 def idlg(
@@ -127,12 +118,12 @@ def idlg(
 
     Differs from the paper: as :func:`dlg`; the labels are an argument; batches, too.
     """
-    check_search("idlg", target, shape, steps)
-    check_labels("idlg", y, shape)
-    x = start(numpy_rng(seed, Use.GUESS, restart), shape, target)
-    distance = relative("idlg", target)
+    search.check_search("idlg", target, shape, steps)
+    search.check_labels("idlg", y, shape)
+    x = search.start(numpy_rng(seed, Use.GUESS, restart), shape, target)
+    distance = search.relative("idlg", target)
     now = lambda: (x.detach().clone(), y)
-    return lbfgs("idlg", lambda: distance(send(x, y)), [x], now, steps, enough)
+    return search.lbfgs("idlg", lambda: distance(send(x, y)), [x], now, steps, enough)
 
 
 def invert_cosine(
@@ -181,20 +172,20 @@ def invert_cosine(
     Differs from the paper: x' starts uniform in [0, 1]; fewer steps and, without :func:`best`, no
     restarts.
     """
-    check_search("invert_cosine", target, shape, steps)
-    check_labels("invert_cosine", y, shape)
+    search.check_search("invert_cosine", target, shape, steps)
+    search.check_labels("invert_cosine", y, shape)
     check_lr("invert_cosine", lr)
     check("invert_cosine", "tv", tv, 0 <= tv < math.inf, ">= 0 and finite", 0.01)
-    smooth = variation(shape, picture) if tv else None
-    x = start(numpy_rng(seed, Use.GUESS, restart), shape, target)
+    smooth = search.variation(shape, picture) if tv else None
+    x = search.start(numpy_rng(seed, Use.GUESS, restart), shape, target)
 
     def loss() -> Tensor:
         out = 1 - torch.cosine_similarity(
-            as_long_as("invert_cosine", send(x, y), target), target, dim=0
+            search.as_long_as("invert_cosine", send(x, y), target), target, dim=0
         )
         return out + tv * smooth(x) if smooth else out
 
-    return signed_adam(loss, x, y, steps, lr)
+    return search.signed_adam(loss, x, y, steps, lr)
 
 
 def best(

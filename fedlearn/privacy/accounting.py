@@ -25,9 +25,6 @@ def epsilon(z: float, q: float, rounds: int, delta: float) -> float:
         rounds: T >= 0.
         delta: 0 < delta < 1, far below 1 / N.
 
-    Returns:
-        epsilon.
-
     Raises:
         ValueError: If a number is out of range.
 
@@ -48,22 +45,13 @@ def epsilon(z: float, q: float, rounds: int, delta: float) -> float:
 
 
 def epsilons(z: float, q: float, rounds: int, delta: float) -> list[float]:
-    """epsilon after 1, 2, ..., T rounds: what a run spends as it goes.
+    """epsilon after 1, 2, ..., T rounds, (T,): what a run spends as it goes.
 
     The same numbers as :func:`epsilon`'s, one composition a round: 2 to 10 ms each, and none for
     rounds that were asked for before.
 
     Args:
-        z: Noise multiplier; 0 gives infinity.
-        q: Probability with which a client joins a round, 0 < q <= 1.
-        rounds: T >= 0.
-        delta: 0 < delta < 1, far below 1 / N.
-
-    Returns:
-        (T,) numbers, growing.
-
-    Raises:
-        ValueError: If a number is out of range.
+        z, q, rounds, delta: As for :func:`epsilon`, which also says what raises.
 
     Example:
         >>> [round(e, 2) for e in epsilons(1.0, q=0.1, rounds=4, delta=1e-3)]
@@ -79,15 +67,7 @@ def calibrate(target: float, q: float, rounds: int, delta: float) -> float:
 
     Args:
         target: epsilon, > 0.
-        q: Probability with which a client joins a round.
-        rounds: T >= 1.
-        delta: 0 < delta < 1.
-
-    Returns:
-        z.
-
-    Raises:
-        ValueError: If a number is out of range.
+        q, rounds, delta: As for :func:`epsilon`, which also says what raises; T >= 1.
 
     Example:
         >>> round(calibrate(8.0, q=0.1, rounds=100, delta=1e-3), 2)
@@ -113,9 +93,6 @@ def local_epsilon(std: float, max_norm: float, rounds: int, delta: float) -> flo
         rounds: T in which it takes part.
         delta: 0 < delta < 1.
 
-    Returns:
-        epsilon.
-
     Raises:
         ValueError: If a number is out of range.
 
@@ -129,6 +106,7 @@ def local_epsilon(std: float, max_norm: float, rounds: int, delta: float) -> flo
 
 
 def check_odds(name: str, q: float, delta: float) -> None:
+    """q and delta, as every account wants them."""
     check(name, "q", q, 0 < q <= 1, "> 0 and <= 1", 0.1)
     check(name, "delta", delta, 0 < delta < 1, "> 0 and < 1, far below 1 / N", 1e-5)
 

@@ -26,16 +26,14 @@ from .accounting import check_odds, ledger
 
 
 def private_mean(max_norm: float, z: float, expected: float) -> Pipeline:
-    """clip -> total -> noise: (Σ_k clip(delta_k, S) + N(0, (z S)²)) / (q N).
+    """clip -> total -> noise: (Σ_k clip(delta_k, S) + N(0, (z S)²)) / (q N), a pipeline.
+
+    A method that sends more than ``delta`` is refused: the rest would be neither cut nor noised.
 
     Args:
         max_norm: S, the norm that no update exceeds.
         z: Noise multiplier: standard deviation of the sum's noise over S; 0 for none.
         expected: q N, the cohort's expected size.
-
-    Returns:
-        A :class:`~fedlearn.transform.Pipeline`. A method that sends more than ``delta`` is refused:
-        the rest would be neither cut nor noised.
 
     Raises:
         ValueError: If a number is out of range.
@@ -61,9 +59,6 @@ def noise_multiplier(pipeline: Pipeline) -> float:
 
     Args:
         pipeline: As ``private_mean`` makes it.
-
-    Returns:
-        z >= 0.
 
     Raises:
         ValueError: If one client's influence is not bounded: no clip, or a weighted mean, whose
@@ -109,14 +104,11 @@ def local_noise(std: float, max_norm: float) -> Rowwise:
     """Local differential privacy: every client adds its own noise to its clipped update.
 
     The server needn't be trusted, and the noise of K clients adds up: K times the variance of one
-    draw on the sum.
+    draw on the sum. A method that sends more than ``delta`` is refused.
 
     Args:
         std: Of the noise on every number, >= 0.
         max_norm: S, the norm to which the update is cut first.
-
-    Returns:
-        A Rowwise stage, private: a method that sends more than ``delta`` is refused.
 
     Raises:
         ValueError: If a number is out of range.
@@ -171,8 +163,7 @@ def dp_federate(
         q: Probability with which a client joins a round.
         delta: 0 < delta < 1.
         budget: The largest epsilon that may be spent.
-        evaluate: As for ``federate``.
-        every: As for ``federate``.
+        evaluate, every: As for ``federate``.
 
     Returns:
         An iterator of :class:`~fedlearn.federate.Round`; ``metrics["epsilon"]`` is what has been
@@ -228,25 +219,7 @@ def _sealed(recipe: Recipe) -> Recipe:
 
 
 def blind(method: Algorithm) -> Algorithm:
-    """The method, its server given the combined update alone: an empty reply and p (0,).
-
-    Args:
-        method: Any.
-
-    Returns:
-        The same method, but for its ``server``, which raises ValueError if it wants more.
-
-    Raises:
-        ValueError: From ``server``, if it reads single clients' numbers.
-
-    Example:
-        >>> from fedlearn import algorithms, model
-        >>> task = model.softmax_regression(2, 2)
-        >>> method = blind(algorithms.feddyn(task, lr=0.1, alpha=0.1, n_total=10))
-        >>> method.server(method.init(task.theta0), task.theta0, {}, task.theta0[:0])
-        Traceback (most recent call last):
-        ValueError: privacy: the server of feddyn reads 'n' of single clients, ...
-    """
+    """The method, its server given the combined update alone: an empty reply and p (0,)."""
 
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         try:
