@@ -22,13 +22,10 @@ from .transform import Context
 
 
 def polynomial(a: float = 0.5) -> Callable[[Tensor], Tensor]:
-    """Weight of an update that is s server steps old: (1 + s)^-a.
+    """Weight of an update that is s server steps old: (1 + s)^-a, as (K,) ages -> (K,) weights.
 
     Args:
         a: >= 0; 0 forgives everything.
-
-    Returns:
-        (K,) staleness -> (K,) weights.
 
     Raises:
         ValueError: If ``a`` is out of range.
@@ -56,7 +53,7 @@ def asynchronous(
     evaluate: Evaluate | None = None,
     every: int = 1,
 ) -> Iterator[Round]:
-    r"""Nobody waits: the server steps whenever ``buffer`` updates have come in.
+    """Nobody waits: the server steps whenever ``buffer`` updates have come in.
 
     ``concurrency`` clients train at any time. One that is done sends delta_k, made from the theta
     that it was sent s_k server steps ago, and another idle client starts from today's theta. The
@@ -74,8 +71,7 @@ def asynchronous(
         buffer: Updates a step.
         staleness: (K,) ages s_k in server steps -> (K,) weights.
         rebase: Measure delta_k from today's theta instead of from where client k started.
-        evaluate: As for ``federate``.
-        every: As for ``federate``.
+        evaluate, every: As for ``federate``.
 
     Returns:
         An iterator of :class:`~fedlearn.federate.Round`, one a server step: ``cohort`` is who sent
@@ -89,9 +85,8 @@ def asynchronous(
 
     Example:
         >>> from fedlearn import algorithms, data, fleet, model, partition
-        >>> from fedlearn.rng import numpy_rng
         >>> digits, task = data.load("digits"), model.softmax_regression(64, 10)
-        >>> parts = partition.iid(digits.y, 50, numpy_rng(0, Use.PARTITION))
+        >>> parts = partition.iid(digits.y, 50, np.random.default_rng(0))
         >>> recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0, epochs=5)
         >>> clients = Simulated(recipe, digits.x, digits.y, parts, fleet=fleet.fleet(50))
         >>> *_, last = asynchronous(recipe, clients, rounds=20, concurrency=20, buffer=5)

@@ -64,19 +64,13 @@ def load(
     ``cifar10``             60,000 colour pictures, 3x32x32
     ======================  =================================================================
 
-    The last three are read with torchvision from ``folder``, else from the folder that the
-    environment variable ``FEDLEARN_DATA`` names, else from the user's cache, where they are
-    downloaded once.
-
     Args:
         name: One of the names above.
         fallback: Loaded instead when ``name`` can't be had; what is printed says so and why, and
             the result's name ends in ``(fallback)``.
-        folder: Where torchvision's files lie, for the last three.
+        folder: For the last three: where torchvision's files lie, or are put by the one download;
+            None for :func:`data_folder`.
         seed: Of the training/test split of the first five (80 % / 20 %).
-
-    Returns:
-        A :class:`Dataset`.
 
     Raises:
         ValueError: If the name is unknown.
@@ -170,7 +164,7 @@ def _split(
 def synthetic(
     alpha: float, beta: float, n_clients: int = 30, seed: int = 0
 ) -> tuple[Dataset, list[np.ndarray]]:
-    r"""FedProx's synthetic(alpha, beta): every client has a model and a cloud of its own.
+    """FedProx's synthetic(alpha, beta): every client has a model and a cloud of its own.
 
     Client k holds floor(lognormal(4, 2)) + 50 examples, nine in ten of them for training, with
     60 features and 10 classes:
@@ -192,8 +186,7 @@ def synthetic(
         The :class:`Dataset`, all clients' test examples in one test set, and N index arrays.
 
     Raises:
-        ValueError: If ``alpha`` or ``beta`` is not >= 0 and finite, or ``n_clients`` no integer
-            >= 1.
+        ValueError: If a number is out of range.
 
     Example:
         >>> made_up, parts = synthetic(1, 1)
@@ -250,12 +243,7 @@ _TIMEOUT_S = 15.0  # torchvision sets none: without it a dead network hangs the 
 
 
 def data_folder(folder: str | Path | None = None) -> Path:
-    """Where torchvision's files are looked for: ``folder``, $FEDLEARN_DATA, or the user's cache.
-
-    Example:
-        >>> data_folder("somewhere").name
-        'somewhere'
-    """
+    """Where torchvision's files are looked for: ``folder``, $FEDLEARN_DATA, or the user's cache."""
     from platformdirs import user_cache_path
 
     return Path(folder or os.environ.get("FEDLEARN_DATA") or user_cache_path("fedlearn"))

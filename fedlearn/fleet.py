@@ -27,16 +27,13 @@ class Fleet(NamedTuple):
     def seconds(
         self, clients: np.ndarray, examples: np.ndarray, sent: int, received: int
     ) -> np.ndarray:
-        """From the broadcast to the reply: sent / down + examples * compute + received / up.
+        """From the broadcast to the reply: sent / down + examples * compute + received / up. (K,) s
 
         Args:
             clients: (K,) their numbers.
             examples: (K,) examples processed, n_k * E for a whole round.
             sent: Bytes of the broadcast to one client.
             received: Bytes of one reply.
-
-        Returns:
-            (K,) seconds.
 
         Example:
             >>> one = Fleet(np.array([0.001]), np.array([1e6]), np.array([5e5]))
@@ -66,9 +63,6 @@ def fleet(
         up: Median bytes a second from it, as a rule less.
         spread: Standard deviation of the logarithms; 0 makes all alike, at 1 one in six is 2.7
             times slower than the median.
-
-    Returns:
-        A :class:`Fleet`.
 
     Raises:
         ValueError: If a number is out of range.

@@ -27,48 +27,25 @@ Load = Callable[[FlowerContext], tuple[Recipe, Tensor, Tensor, np.ndarray]]
 
 
 def pack(tensors: dict[str, Tensor]) -> ArrayRecord:
-    """Named tensors as Flower sends them.
-
-    Args:
-        tensors: name -> tensor.
-
-    Returns:
-        A record of NumPy arrays.
-
-    Example:
-        >>> unpack(pack({"theta": torch.ones(2)}))
-        {'theta': tensor([1., 1.])}
-    """
+    """Named tensors as Flower sends them: a record of NumPy arrays."""
     return ArrayRecord({k: Array(v.detach().cpu().numpy()) for k, v in tensors.items()})
 
 
 def unpack(record: ArrayRecord) -> dict[str, Tensor]:
-    """The tensors that :func:`pack` packed.
-
-    Args:
-        record: As received.
-
-    Returns:
-        name -> tensor, on the CPU.
-
-    Example:
-        >>> unpack(pack({"n": torch.tensor([3.0])}))["n"].item()
-        3.0
-    """
+    """The tensors that :func:`pack` packed, on the CPU."""
     return {k: torch.from_numpy(np.array(v.numpy())) for k, v in record.items()}
 
 
 def client_app(load: Load) -> ClientApp:
     """A Flower ClientApp that trains one client as ``Simulated`` would.
 
+    What a method keeps between rounds lies in Flower's ``context.state``.
+
     Args:
         load: Flower's context -> (recipe, x, y, rows): the run's recipe, and which rows of x and y
             this node holds. Only those are read. ``context.node_config["partition-id"]`` must be
             the client's number. The numbers of the rows feed the shuffle: keep them as they are in
             the whole data set to get the bits of the simulation.
-
-    Returns:
-        A ClientApp. What a method keeps between rounds lies in Flower's ``context.state``.
 
     Example:
         >>> type(client_app(lambda context: None)).__name__

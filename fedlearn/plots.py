@@ -62,7 +62,7 @@ def style() -> AbstractContextManager[None]:
 
 
 def use() -> None:
-    """Set the style sheet for the rest of this notebook.
+    """Set the course's style sheet for the rest of this notebook.
 
     Example:
         >>> with mpl.rc_context():
@@ -76,16 +76,13 @@ def use() -> None:
 def curves(
     ax: Axes, histories: Mapping[str, History], *, x: str = "round", y: str = "loss"
 ) -> list[Line2D]:
-    """One line a run, labelled, each with its own dash.
+    """One line a run, labelled, each with its own dash. -> the lines
 
     Args:
         ax: Where to draw.
         histories: Label -> :class:`~fedlearn.history.History`.
         x: Column on the x axis: ``"round"`` or ``"bytes"`` (drawn in MB).
         y: Column on the y axis: ``"loss"``, ``"accuracy"``, ``"train_loss"``.
-
-    Returns:
-        The lines.
 
     Raises:
         ValueError: If a history has no such column.
@@ -117,15 +114,12 @@ def curves(
 
 
 def holdings(ax: Axes, counts: np.ndarray, *, names: Sequence[str] | None = None) -> list[Any]:
-    """Who holds what: a row per client, a column per label, darker for more examples.
+    """Who holds what: a row per client, a column per label, darker for more. -> image, sizes' texts
 
     Args:
         ax: Where to draw.
         counts: (N, C) from :func:`fedlearn.partition.counts`.
         names: C names of the labels; None for 0, 1, ...
-
-    Returns:
-        The image and the sizes' texts.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -155,7 +149,7 @@ def contours(
     levels: Any = 8,
     linestyle: Any = "-",
 ) -> Any:
-    """Contour lines of a function of two parameters.
+    """Contour lines of a function of two parameters. -> Matplotlib's contour set
 
     Args:
         ax: Where to draw.
@@ -164,9 +158,6 @@ def contours(
         color: Of the lines.
         levels: As for Matplotlib's ``contour``.
         linestyle: A dash as for Matplotlib, so that two functions differ by more than a colour.
-
-    Returns:
-        Matplotlib's contour set.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -187,16 +178,13 @@ def contours(
 
 
 def digit(ax: Axes, x: Any, shape: Sequence[int], title: str = "") -> Any:
-    """One example as a picture, without axes.
+    """One example as a picture, without axes. -> the image
 
     Args:
         ax: Where to draw.
         x: Its features, in [0, 1].
         shape: ``Dataset.shape``: (h, w) or (3, h, w).
         title: Above it.
-
-    Returns:
-        The image.
 
     Example:
         >>> from matplotlib.figure import Figure

@@ -23,7 +23,7 @@ from fedlearn import (
     partition,
 )
 from fedlearn.aggregate import mean
-from fedlearn.federated_optimizer import SGD, Adam
+from fedlearn.federated_optimizer import SGD
 from fedlearn.model import (
     Task,
     evaluator,
@@ -308,7 +308,6 @@ RATES = {
     "fedsgd": (lambda lr: algorithms.fedsgd(TASK, lr), "lr"),
     "sgd": (sgd, "lr"),
     "federated_optimizer.SGD": (lambda lr: SGD(nn.Linear(1, 1).parameters(), lr), "lr"),
-    "federated_optimizer.Adam": (lambda lr: Adam(nn.Linear(1, 1).parameters(), lr), "lr"),
 }
 
 

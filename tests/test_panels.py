@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import itertools
-import json
 import subprocess
 import sys
 import threading
@@ -32,7 +31,6 @@ from fedlearn.panels import (
     controls,
     explorable,
     frames,
-    freeze,
     kernel,
     static,
     study,
@@ -747,24 +745,3 @@ def test_the_engine_needs_no_widgets():
     )
     file = sys.modules[Engine.__module__].__file__
     subprocess.run([sys.executable, "-c", program, file], check=True, timeout=60)
-
-
-def test_freeze(tmp_path):
-    view = "application/vnd.jupyter.widget-view+json"
-    png = {view: {"model_id": "x"}, "image/png": "AAAA", "text/plain": "said"}
-    bare = {view: {"model_id": "x"}, "text/plain": "said"}
-    outputs = [{"output_type": "display_data", "data": d, "metadata": {}} for d in (png, bare)]
-    cell = {"cell_type": "code", "id": "a", "source": "1", "metadata": {"execution": {"t": 1}},
-            "outputs": outputs, "execution_count": 1}  # fmt: skip
-    note = {"cells": [cell], "metadata": {"widgets": {}}, "nbformat": 4, "nbformat_minor": 5}
-    path = tmp_path / "a.ipynb"
-    path.write_text(json.dumps(note))
-    assert freeze.freeze(path) and not freeze.freeze(path)
-    now = json.loads(path.read_text())
-    assert list(now["cells"][0]["outputs"][0]["data"]) == ["image/png", "text/plain"]
-    assert view in now["cells"][0]["outputs"][1]["data"], "without a picture the view stays"
-    assert now["metadata"] == {} and now["cells"][0]["metadata"] == {}
-    assert [f.name for f in tmp_path.iterdir()] == ["a.ipynb"]
-    (tmp_path / "b.ipynb").write_text("{")
-    with pytest.raises(ValueError, match="not a notebook"):
-        freeze.freeze(tmp_path / "b.ipynb")

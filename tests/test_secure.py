@@ -31,8 +31,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
-from fedlearn.privacy import messages, secure
-from fedlearn.privacy import primitives as prim
+from fedlearn.privacy import secure_aggregation as secure
+from fedlearn.privacy.secure_aggregation import messages
+from fedlearn.privacy.secure_aggregation import primitives as prim
 
 MOD = 2**32
 

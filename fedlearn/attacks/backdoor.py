@@ -25,13 +25,10 @@ def stamp(x: Tensor, shape: tuple[int, ...], size: int = 2, value: float = 1.0) 
     """A square patch in the bottom right corner of every picture.
 
     Args:
-        x: (n, features) pictures lying flat.
+        x: (n, features) pictures lying flat. A changed copy is returned.
         shape: Of one picture, ``Dataset.shape``: (h, w) or (channels, h, w).
         size: The patch's side in pixels, from 1 to the picture's.
         value: Of its pixels, in every channel.
-
-    Returns:
-        (n, features), a copy.
 
     Raises:
         ValueError: If x has no pictures of this shape, or the patch doesn't fit.
@@ -73,7 +70,7 @@ def poison(
 
     Args:
         x: (n, ...) examples.
-        y: (n,) classes.
+        y: (n,) classes. Changed copies of x and y are returned.
         parts: N index arrays.
         attackers: Numbers of the clients that do it.
         trigger: x (m, ...) -> (m, ...), e.g. ``lambda x: stamp(x, (8, 8))``.
@@ -81,9 +78,6 @@ def poison(
         share: Of each attacker's examples, > 0 and <= 1; at least one. The rest keeps the model
             good at its work, so that nobody notices.
         seed: Which examples of client k are taken depends on (seed, k) alone.
-
-    Returns:
-        x and y, changed copies.
 
     Raises:
         ValueError: If the attackers are not different numbers of clients, or a number is out of
@@ -122,10 +116,6 @@ def boost(factor: float) -> Attack:
     Args:
         factor: > 0; 1 changes nothing. The paper's n / eta is K for K equal clients.
 
-    Returns:
-        An :data:`~fedlearn.attacks.byzantine.Attack`, for
-        :class:`~fedlearn.attacks.byzantine.Byzantine`.
-
     Raises:
         ValueError: If ``factor`` is not > 0 and finite.
 
@@ -142,7 +132,7 @@ def boost(factor: float) -> Attack:
 
 
 def hide(radius: float = 0.7) -> Attack:
-    """The own update, pulled towards the honest mean until it is nobody's outlier.
+    """The own update, pulled towards the honest mean until it is nobody's outlier. Omniscient.
 
     mu + (own - mu) min(1, r / ‖own - mu‖), with mu the honest mean and r = ``radius`` times the
     median of the honest distances to it. With radius < 1 an attacker lies nearer to the centre than
@@ -150,9 +140,6 @@ def hide(radius: float = 0.7) -> Attack:
 
     Args:
         radius: In median honest distances, > 0.
-
-    Returns:
-        An :data:`~fedlearn.attacks.byzantine.Attack`, omniscient.
 
     Raises:
         ValueError: If ``radius`` is not > 0 and finite.
@@ -185,16 +172,14 @@ def backdoor_rate(
 ) -> float:
     """How often the trigger works: the share of examples of OTHER classes then seen as ``target``.
 
+    From 0 to 1. Compare with the rate of an honest model: what it mistakes for ``target``.
+
     Args:
         task: The model.
         theta: (d,) its parameters.
         x: (m, ...) test examples, without the trigger.
         y: (m,) their true classes.
-        trigger: As for :func:`poison`.
-        target: The attacker's label.
-
-    Returns:
-        From 0 to 1. Compare with the rate of an honest model: what it mistakes for ``target``.
+        trigger, target: As for :func:`poison`.
 
     Raises:
         ValueError: If all examples have the target's class.

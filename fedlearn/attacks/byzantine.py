@@ -72,12 +72,7 @@ class Byzantine:
             self.recipe = clients.recipe
 
     def run(self, message: Message, ctx: Context) -> Reply:
-        """Train the clients ``ctx.rows``, then replace the attackers' updates.
-
-        Example:
-            >>> Byzantine.run.__name__  # see the class
-            'run'
-        """
+        """Train the clients ``ctx.rows``, then replace the attackers' updates."""
         reply = self.clients.run(message, ctx)
         bad = np.isin(ctx.rows, self.attackers)
         if not bad.any():
@@ -107,9 +102,6 @@ def sign_flip(scale: float = 1.0) -> Attack:
     Args:
         scale: How many times as long, > 0.
 
-    Returns:
-        An :data:`Attack`.
-
     Raises:
         ValueError: If ``scale`` is not > 0 and finite.
 
@@ -124,11 +116,10 @@ def sign_flip(scale: float = 1.0) -> Attack:
 def gaussian(std: float) -> Attack:
     """Noise instead of an update: every number from N(0, std²), independent of all data.
 
+    A client's draw depends on (seed, round, client) alone.
+
     Args:
         std: > 0.
-
-    Returns:
-        An :data:`Attack`. A client's draw depends on (seed, round, client) alone.
 
     Raises:
         ValueError: If ``std`` is not > 0 and finite.
@@ -156,12 +147,10 @@ def little_is_enough(z: float | None = None) -> Attack:
 
     mu and sigma are the honest updates' mean and standard deviation. Some honest clients lie beyond
     mu - z sigma, so the attackers aren't the outliers; but all of them lie on the same side.
+    Omniscient.
 
     Args:
         z: How many standard deviations; None for :func:`z_max` of the round's K and f.
-
-    Returns:
-        An :data:`Attack`, omniscient.
 
     Raises:
         ValueError: If ``z`` is negative or not finite.
@@ -195,14 +184,12 @@ def z_max(K: int, f: int) -> float:
     """How far f of K attackers may go so that a majority still lies farther out, or with them.
 
     A majority needs s = ⌊K/2⌋ + 1 - f honest supporters. The share of honest clients that may lie
-    nearer is (K - f - s) / (K - f), and z is the normal quantile of that share.
+    nearer is (K - f - s) / (K - f), and z >= 0 is the normal quantile of that share. It is 0 up to
+    f = 2 (K even) or 1 (K odd): so few can't hide anything.
 
     Args:
         K: Clients of the round.
         f: Attackers among them, at most K.
-
-    Returns:
-        z >= 0. It is 0 up to f = 2 (K even) or 1 (K odd): so few can't hide anything.
 
     Raises:
         ValueError: If f or K is out of range.
@@ -227,7 +214,7 @@ def z_max(K: int, f: int) -> float:
 
 
 def inner_product(epsilon: float) -> Attack:
-    """All attackers send -epsilon times the honest mean: short, and pointing backwards.
+    """All attackers send -epsilon times the honest mean: short, and pointing backwards. Omniscient.
 
     A rule that follows them returns something whose inner product with the honest mean is negative;
     a small epsilon makes a short update, and length is what many rules look at. f of K equal
@@ -235,9 +222,6 @@ def inner_product(epsilon: float) -> Attack:
 
     Args:
         epsilon: > 0.
-
-    Returns:
-        An :data:`Attack`, omniscient.
 
     Raises:
         ValueError: If ``epsilon`` is not > 0 and finite.
@@ -262,13 +246,10 @@ def label_flip(
     Data poisoning: it needs no change of the client's program.
 
     Args:
-        y: (n,) classes.
+        y: (n,) classes. A changed copy is returned.
         parts: N index arrays.
         attackers: Numbers of the clients that do it.
         classes: C.
-
-    Returns:
-        (n,), a copy.
 
     Raises:
         ValueError: If the attackers are not different numbers of clients, or a label of theirs is

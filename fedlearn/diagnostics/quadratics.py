@@ -98,9 +98,6 @@ def of(A, b, p=None) -> Quadratics:  # type: ignore[no-untyped-def]
         b: (K,) or (K, d) minima.
         p: (K,) weights; None for 1/K each. They are scaled to sum 1.
 
-    Returns:
-        :class:`Quadratics`.
-
     Raises:
         ValueError: If shapes don't fit, a matrix is not symmetric positive semi-definite, or a
             weight is not > 0.
@@ -131,17 +128,13 @@ def of(A, b, p=None) -> Quadratics:  # type: ignore[no-untyped-def]
 def random(
     K: int, d: int, rng: np.random.Generator, *, low: float = 0.5, high: float = 4.0
 ) -> Quadratics:
-    """K random quadratics in d dimensions, curvatures between ``low`` and ``high``.
+    """K random quadratics in d dimensions, equally weighted, curvatures from ``low`` to ``high``.
 
     Args:
         K: Clients.
         d: Dimensions.
         rng: Source of the draws.
-        low: Smallest curvature.
-        high: Largest.
-
-    Returns:
-        :class:`Quadratics` with equal weights.
+        low, high: Smallest and largest curvature.
 
     Example:
         >>> random(3, 2, np.random.default_rng(0)).b.shape

@@ -120,6 +120,7 @@ def _shape(z: float, bit_noise: float) -> tuple[float, float]:
 
 
 def _without(state: State) -> State:
+    """The state of the method inside."""
     return {k: v for k, v in state.items() if k != "clip"}
 
 

@@ -8,11 +8,8 @@ update is cut to norm S, the sum gets Gaussian noise of z S a number, and is div
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,19 +22,18 @@ from ..participation import poisson
 from ..recipe import Recipe, _at_least, _same_recipe
 from ..rng import Use, numpy_rng
 from ..transform import Context, Memory, Pipeline, Rowwise, chain, clip, noise
+from .accounting import check_odds, ledger
 
 
 def private_mean(max_norm: float, z: float, expected: float) -> Pipeline:
-    """clip -> total -> noise: (Σ_k clip(delta_k, S) + N(0, (z S)²)) / (q N).
+    """clip -> total -> noise: (Σ_k clip(delta_k, S) + N(0, (z S)²)) / (q N), a pipeline.
+
+    A method that sends more than ``delta`` is refused: the rest would be neither cut nor noised.
 
     Args:
         max_norm: S, the norm that no update exceeds.
         z: Noise multiplier: standard deviation of the sum's noise over S; 0 for none.
         expected: q N, the cohort's expected size.
-
-    Returns:
-        A :class:`~fedlearn.transform.Pipeline`. A method that sends more than ``delta`` is refused:
-        the rest would be neither cut nor noised.
 
     Raises:
         ValueError: If a number is out of range.
@@ -63,9 +59,6 @@ def noise_multiplier(pipeline: Pipeline) -> float:
 
     Args:
         pipeline: As ``private_mean`` makes it.
-
-    Returns:
-        z >= 0.
 
     Raises:
         ValueError: If one client's influence is not bounded: no clip, or a weighted mean, whose
@@ -107,95 +100,36 @@ def _noise_std(pipeline: Pipeline) -> float:
     return stages[0].std if stages else 0.0
 
 
-def epsilon(z: float, q: float, rounds: int, delta: float) -> float:
-    """epsilon of (epsilon, delta)-differential privacy after T rounds (PLD).
+def local_noise(std: float, max_norm: float) -> Rowwise:
+    """Local differential privacy: every client adds its own noise to its clipped update.
 
-    The composition of T Poisson-sampled Gaussian mechanisms under adding or removing one client, by
-    Google's dp-accounting (privacy loss distributions; for q = 1 the Gaussian's closed form). No
-    approximation by a central limit is ever shown as epsilon: it lies below the truth. A cohort of
-    fixed size is not covered: its epsilon is another, for other neighbours.
+    The server needn't be trusted, and the noise of K clients adds up: K times the variance of one
+    draw on the sum. A method that sends more than ``delta`` is refused.
 
     Args:
-        z: Noise multiplier; 0 gives infinity.
-        q: Probability with which a client joins a round, 0 < q <= 1.
-        rounds: T >= 0.
-        delta: 0 < delta < 1, far below 1 / N.
-
-    Returns:
-        epsilon.
+        std: Of the noise on every number, >= 0.
+        max_norm: S, the norm to which the update is cut first.
 
     Raises:
         ValueError: If a number is out of range.
 
     Example:
-        >>> round(epsilon(1.0, q=0.1, rounds=100, delta=1e-3), 2)
-        4.78
-
-    Reference:
-        Koskela, Jälkö, Honkela, 2020, "Computing tight differential privacy guarantees using FFT".
-        Balle, Wang, 2018, "Improving the Gaussian mechanism for differential privacy", Theorem 8.
+        >>> local_noise(0.5, 1.0).name
+        'local_noise(0.5, 1.0)'
     """
-    _checked("epsilon", z, q, rounds, delta)
-    if not rounds:
-        return 0.0
-    if not z:
-        return math.inf
-    return _gaussian(z, rounds, delta) if q == 1 else _pld(z, q, rounds, delta)
+    check("local_noise", "std", std, 0 <= std < math.inf, ">= 0 and finite", 0.5)
+    shorten = clip(max_norm)
 
+    def apply(delta: Tensor, n: Tensor, memory: Memory, ctx: Context) -> tuple[Tensor, Memory]:
+        short, memory = shorten.apply(delta, n, memory, ctx)
+        draws = [
+            numpy_rng(ctx.seed, Use.LOCAL_NOISE, ctx.round, int(k)).standard_normal(delta.shape[1])
+            for k in ctx.rows
+        ]
+        own = torch.stack([torch.from_numpy(d) for d in draws]).to(short)
+        return short + std * own, memory
 
-def epsilons(z: float, q: float, rounds: int, delta: float) -> list[float]:
-    """epsilon after 1, 2, ..., T rounds: what a run spends as it goes.
-
-    The same numbers as :func:`epsilon`'s, one composition a round: 2 to 10 ms each, and none for
-    rounds that were asked for before.
-
-    Args:
-        z: Noise multiplier; 0 gives infinity.
-        q: Probability with which a client joins a round, 0 < q <= 1.
-        rounds: T >= 0.
-        delta: 0 < delta < 1, far below 1 / N.
-
-    Returns:
-        (T,) numbers, growing.
-
-    Raises:
-        ValueError: If a number is out of range.
-
-    Example:
-        >>> [round(e, 2) for e in epsilons(1.0, q=0.1, rounds=4, delta=1e-3)]
-        [0.65, 0.84, 0.98, 1.09]
-    """
-    _checked("epsilons", z, q, rounds, delta)
-    spent = _ledger(float(z), float(q), float(delta))
-    return [spent.after(t + 1) for t in range(rounds)]
-
-
-def calibrate(target: float, q: float, rounds: int, delta: float) -> float:
-    """The least noise multiplier z for which T rounds stay within epsilon = ``target``.
-
-    Args:
-        target: epsilon, > 0.
-        q: Probability with which a client joins a round.
-        rounds: T >= 1.
-        delta: 0 < delta < 1.
-
-    Returns:
-        z.
-
-    Raises:
-        ValueError: If a number is out of range.
-
-    Example:
-        >>> round(calibrate(8.0, q=0.1, rounds=100, delta=1e-3), 2)
-        0.78
-    """
-    _numbers("calibrate", q, delta)
-    check("calibrate", "target", target, 0 < target < math.inf, "> 0 and finite", 8.0)
-    check("calibrate", "rounds", rounds, _at_least(rounds, 1), "an integer >= 1", 100)
-    dpa = _accounting()
-    make = lambda: dpa.pld.PLDAccountant(value_discretization_interval=_GRID)
-    event = lambda z: _event(z, q, rounds)
-    return float(dpa.calibrate_dp_mechanism(make, event, target, delta, tol=1e-4))
+    return Rowwise(f"local_noise({std}, {max_norm})", apply, private=True)
 
 
 def dp_federate(
@@ -229,8 +163,7 @@ def dp_federate(
         q: Probability with which a client joins a round.
         delta: 0 < delta < 1.
         budget: The largest epsilon that may be spent.
-        evaluate: As for ``federate``.
-        every: As for ``federate``.
+        evaluate, every: As for ``federate``.
 
     Returns:
         An iterator of :class:`~fedlearn.federate.Round`; ``metrics["epsilon"]`` is what has been
@@ -257,7 +190,7 @@ def dp_federate(
     Reference:
         McMahan et al., 2018, Algorithm 1, with this accountant in place of the moments accountant.
     """
-    _numbers("dp_federate", q, delta)
+    check_odds("dp_federate", q, delta)
     check("dp_federate", "budget", budget, budget > 0, "> 0", 8.0)
     check("dp_federate", "rounds", rounds, _at_least(rounds, 1), "an integer >= 1", 60)
     check("dp_federate", "every", every, _at_least(every, 1), "an integer >= 1", 1)
@@ -286,25 +219,7 @@ def _sealed(recipe: Recipe) -> Recipe:
 
 
 def blind(method: Algorithm) -> Algorithm:
-    """The method, its server given the combined update alone: an empty reply and p (0,).
-
-    Args:
-        method: Any.
-
-    Returns:
-        The same method, but for its ``server``, which raises ValueError if it wants more.
-
-    Raises:
-        ValueError: From ``server``, if it reads single clients' numbers.
-
-    Example:
-        >>> from fedlearn import algorithms, model
-        >>> task = model.softmax_regression(2, 2)
-        >>> method = blind(algorithms.feddyn(task, lr=0.1, alpha=0.1, n_total=10))
-        >>> method.server(method.init(task.theta0), task.theta0, {}, task.theta0[:0])
-        Traceback (most recent call last):
-        ValueError: privacy: the server of feddyn reads 'n' of single clients, ...
-    """
+    """The method, its server given the combined update alone: an empty reply and p (0,)."""
 
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         try:
@@ -322,146 +237,11 @@ def blind(method: Algorithm) -> Algorithm:
 def _within(
     run: Iterator[Round], z: float, q: float, delta: float, budget: float
 ) -> Iterator[Round]:
-    ledger = _ledger(z, float(q), float(delta))
+    spending = ledger(z, float(q), float(delta))
     t = 0
-    while (spent := ledger.after(t + 1)) <= budget:
+    while (spent := spending.after(t + 1)) <= budget:
         r = next(run, None)
         if r is None:
             return
         t = r.t + 1
         yield r._replace(metrics={**r.metrics, "epsilon": spent})
-
-
-def local_noise(std: float, max_norm: float) -> Rowwise:
-    """Local differential privacy: every client adds its own noise to its clipped update.
-
-    The server needn't be trusted, and the noise of K clients adds up: K times the variance of one
-    draw on the sum.
-
-    Args:
-        std: Of the noise on every number, >= 0.
-        max_norm: S, the norm to which the update is cut first.
-
-    Returns:
-        A Rowwise stage, private: a method that sends more than ``delta`` is refused.
-
-    Raises:
-        ValueError: If a number is out of range.
-
-    Example:
-        >>> local_noise(0.5, 1.0).name
-        'local_noise(0.5, 1.0)'
-    """
-    check("local_noise", "std", std, 0 <= std < math.inf, ">= 0 and finite", 0.5)
-    shorten = clip(max_norm)
-
-    def apply(delta: Tensor, n: Tensor, memory: Memory, ctx: Context) -> tuple[Tensor, Memory]:
-        short, memory = shorten.apply(delta, n, memory, ctx)
-        draws = [
-            numpy_rng(ctx.seed, Use.LOCAL_NOISE, ctx.round, int(k)).standard_normal(delta.shape[1])
-            for k in ctx.rows
-        ]
-        own = torch.stack([torch.from_numpy(d) for d in draws]).to(short)
-        return short + std * own, memory
-
-    return Rowwise(f"local_noise({std}, {max_norm})", apply, private=True)
-
-
-def local_epsilon(std: float, max_norm: float, rounds: int, delta: float) -> float:
-    """epsilon that a client is promised by ``local_noise`` if it takes part in T rounds.
-
-    Whatever it holds, its update moves within a ball of radius S: two such differ by at most 2 S.
-
-    Args:
-        std: Of the noise on every number.
-        max_norm: S.
-        rounds: T in which it takes part.
-        delta: 0 < delta < 1.
-
-    Returns:
-        epsilon.
-
-    Raises:
-        ValueError: If a number is out of range.
-
-    Example:
-        >>> local_epsilon(1.0, 0.5, rounds=1, delta=1e-3) == epsilon(1.0, 1.0, 1, 1e-3)
-        True
-    """
-    check("local_epsilon", "max_norm", max_norm, 0 < max_norm < math.inf, "> 0 and finite", 1.0)
-    check("local_epsilon", "std", std, 0 <= std < math.inf, ">= 0 and finite", 0.5)
-    return epsilon(std / (2 * max_norm), 1.0, rounds, delta)
-
-
-def _numbers(name: str, q: float, delta: float) -> None:
-    check(name, "q", q, 0 < q <= 1, "> 0 and <= 1", 0.1)
-    check(name, "delta", delta, 0 < delta < 1, "> 0 and < 1, far below 1 / N", 1e-5)
-
-
-def _checked(name: str, z: float, q: float, rounds: int, delta: float) -> None:
-    _numbers(name, q, delta)
-    check(name, "z", z, 0 <= z < math.inf, ">= 0 and finite", 1.0)
-    check(name, "rounds", rounds, _at_least(rounds, 0), "an integer >= 0", 100)
-
-
-def _accounting() -> Any:
-    try:
-        import dp_accounting
-        import dp_accounting.pld
-    except ImportError as e:
-        raise ImportError(
-            "fedlearn.privacy needs dp-accounting: pip install 'fedlearn[privacy]'"
-        ) from e
-    return dp_accounting
-
-
-def _event(z: float, q: float, rounds: int) -> Any:
-    dpa = _accounting()
-    one = dpa.GaussianDpEvent(z)
-    return dpa.SelfComposedDpEvent(one if q == 1 else dpa.PoissonSampledDpEvent(q, one), rounds)
-
-
-_GRID = 1e-3  # of the privacy loss: ten times faster than the default, 2e-5 too high at epsilon 5
-
-
-@lru_cache(maxsize=4096)
-def _pld(z: float, q: float, rounds: int, delta: float) -> float:
-    accountant = _accounting().pld.PLDAccountant(value_discretization_interval=_GRID)
-    return float(accountant.compose(_event(z, q, rounds)).get_epsilon(delta))
-
-
-def _gaussian(z: float, rounds: int, delta: float) -> float:
-    """T releases with z are one with z / sqrt(T)."""
-    return max(0.0, float(_accounting().get_epsilon_gaussian(z / math.sqrt(rounds), delta)))
-
-
-class _Ledger:
-    """What T rounds have spent, for T = 1, 2, ...: each is composed once, then remembered."""
-
-    def __init__(self, z: float, q: float, delta: float):
-        self.z, self.q, self.delta = z, q, delta
-        self.spent: list[float] = []
-        self._one: Any = None  # loss distribution of one round
-        self._all: Any = None  # of all rounds so far
-        self._lock = threading.Lock()  # a panel's thread and the notebook's ask at once
-
-    def after(self, rounds: int) -> float:
-        if not self.z or self.q == 1:
-            return epsilon(self.z, self.q, rounds, self.delta)
-        with self._lock:
-            while len(self.spent) < rounds:
-                self._compose()
-                self.spent.append(float(self._all.get_epsilon_for_delta(self.delta)))
-            return self.spent[rounds - 1]
-
-    def _compose(self) -> None:
-        if self._one is None:
-            losses = _accounting().pld.privacy_loss_distribution
-            how = {"value_discretization_interval": _GRID, "sampling_prob": self.q}
-            self._one = self._all = losses.from_gaussian_mechanism(self.z, **how)
-            return
-        cut = self.delta * 1e-9  # of the tail, counted as infinite loss: keeps the arrays short
-        self._all = self._all.compose(self._one, tail_mass_truncation=cut)
-
-
-_ledger = lru_cache(maxsize=64)(_Ledger)

@@ -1,6 +1,6 @@
 """Make executed notebooks fit to be stored: readable without a kernel, small, stable in git.
 
-``python -m fedlearn.panels.freeze notebooks/*.ipynb`` drops the live-widget view where a picture
+``python tools/freeze.py notebooks/*.ipynb`` drops the live-widget view where a picture
 lies beside it, the widget state, and the execution times.
 """
 
@@ -27,14 +27,6 @@ def freeze(path: str | Path) -> bool:
 
     Raises:
         ValueError: If the file is not a notebook of format 4.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     note = pathlib.Path(folder, "a.ipynb")
-        ...     _ = note.write_text('{"cells": [], "metadata": {"widgets": {}}, "nbformat": 4}')
-        ...     freeze(note), freeze(note)
-        (True, False)
     """
     path = Path(path)
     before = path.read_text(encoding="utf-8")
@@ -78,15 +70,9 @@ def _replace(path: Path, text: str) -> None:
 
 
 def main(paths: list[str]) -> int:
-    """Freeze each file named; say which ones changed.
-
-    Example:
-        >>> main([])
-        usage: python -m fedlearn.panels.freeze notebooks/*.ipynb
-        2
-    """
+    """Freeze each file named; say which ones changed."""
     if not paths:
-        print("usage: python -m fedlearn.panels.freeze notebooks/*.ipynb")
+        print("usage: python tools/freeze.py notebooks/*.ipynb")
         return 2
     for path in paths:
         print(f"{path}: {'frozen' if freeze(path) else 'nothing to do'}")

@@ -1,20 +1,8 @@
-"""Secure aggregation, message by message: the server learns the sum and no single vector.
+"""The clients' side of secure aggregation, message by message; ``README.md`` has the order.
 
 Client u sends y_u = x_u + PRG(b_u) + Σ_{v>u} PRG(s_uv) - Σ_{v<u} PRG(s_uv) mod 2**32. The pairs'
 masks cancel in the sum. Shares of every secret lie with the others: t of them open b_u of those who
 answered, or the key of those who dropped out, never both of one client.
-
-A round is five messages of a client and five of the server (:mod:`fedlearn.privacy.server`):
-
-    keys    Client.advertise   who I am, two public keys, signed     -> Server.keys
-    shares  Client.share       my secrets in shares, a letter each   -> Server.route
-    masked  Client.mask        y_u                                   -> Server.add
-    votes   Client.vote        who answered, signed                  -> Server.votes
-    opened  Client.open        the shares that the sum needs         -> Server.masks
-
-Who falls silent before ``keys`` or ``shares`` is left out; before ``masked``, its masks are opened;
-later its vector is in the sum. Below t answers at any stage nothing is opened. Letters, masks,
-vectors, votes and shares are bound to the attempt, :func:`~fedlearn.privacy.messages.attempt_of`.
 """
 
 from __future__ import annotations
@@ -24,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..optim import check
+from ...optim import check
 from . import primitives as prim
 from .messages import (
     STAGES,
@@ -33,7 +21,6 @@ from .messages import (
     Opened,
     Refused,
     Sealed,
-    TooFew,
     Vote,
     add,
     attempt_of,
@@ -48,8 +35,6 @@ from .messages import (
     signed_text,
 )
 
-__all__ = ["Client", "Refused", "TooFew"]
-
 
 class Client:
     """One client in one attempt at a round.
@@ -60,7 +45,7 @@ class Client:
     Args:
         number: u.
         round: Its number.
-        identity: Its signing key, :func:`~fedlearn.privacy.primitives.identity`.
+        identity: Its signing key, ``primitives.identity()``.
         directory: Public identity keys by client: whom the others are known by.
         threshold: How many must answer, more than half of the cohort.
 
@@ -76,12 +61,11 @@ class Client:
         secure aggregation for privacy-preserving machine learning", Figure 4, with the underlined
         parts against an active server.
 
-    Differs from the paper:
-        The secret that is shared is a 16-byte seed, from which HKDF makes the X25519 key: Shamir's
-        shares are of 16 bytes. All that follows the keys is bound to the SHA-256 of all advertised
-        keys, vectors and opened shares are signed as well, and the server checks every signature.
-        Letters are opened when they arrive. The numbers are mod 2**32 whatever the number of
-        clients.
+    Differs from the paper: the secret that is shared is a 16-byte seed, from which HKDF makes the
+    X25519 key: Shamir's shares are of 16 bytes. All that follows the keys is bound to the SHA-256
+    of all advertised keys, vectors and opened shares are signed as well, and the server checks
+    every signature. Letters are opened when they arrive. The numbers are mod 2**32 whatever the
+    number of clients.
     """
 
     def __init__(
@@ -109,9 +93,8 @@ class Client:
     def share(self, keys: Sequence[Keys]) -> list[Sealed]:
         """Stage 2: a letter to every other client, with a share of both secrets.
 
-        Raises:
-            Refused: If a key is of another round, twice there, not signed by its owner, no key at
-                all, or the threshold is not more than half of the cohort.
+        Refuses a key that is of another round, twice there, not signed by its owner or no key at
+        all, and a threshold that is not more than half of the cohort.
         """
         self._turn("shares")
         self._cohort = self._checked(keys)
@@ -131,16 +114,10 @@ class Client:
         return letters
 
     def mask(self, x: np.ndarray, letters: Sequence[Sealed]) -> Masked:
-        """Stage 3: y_u, masked with everybody who shared.
+        """Stage 3: y_u of x (d,) uint32, masked with everybody who shared.
 
-        Args:
-            x: (d,) uint32: a float would lose what is behind its point.
-            letters: Addressed to this client.
-
-        Raises:
-            ValueError: If x is not (d,) uint32.
-            Refused: If a letter is not for this client and attempt, comes twice or was altered, or
-                fewer than the threshold shared.
+        ValueError if x has another form: a float would lose what is behind its point. Refuses a
+        letter that is not for this client and attempt, comes twice or was altered; fewer than t.
         """
         x = np.asarray(x)
         good = x.dtype == np.uint32 and x.ndim == 1
@@ -159,9 +136,7 @@ class Client:
     def vote(self, answered: Sequence[int]) -> Vote:
         """Stage 4: sign who answered. One list an attempt: t clients agree on one, or on none.
 
-        Raises:
-            Refused: If the list leaves this client out, names a stranger, or is below the
-                threshold.
+        Refuses a list that leaves this client out, names a stranger, or is below the threshold.
         """
         self._turn("votes")
         self._answered = set(answered)
@@ -173,9 +148,8 @@ class Client:
     def open(self, votes: Sequence[Vote]) -> Opened:
         """Stage 5: of every client one kind of share, by the list that t of them signed.
 
-        Raises:
-            Refused: If fewer than the threshold signed this client's list in this attempt, or one
-                of the votes is for something else.
+        Refuses if fewer than t signed this client's list in this attempt, or one of the votes is
+        for something else.
         """
         self._turn("opened")
         for v in votes:

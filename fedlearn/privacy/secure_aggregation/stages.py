@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..optim import check
-from ..recipe import _at_least
-from ..transform import After, Context, Memory, Reduce, Rowwise
+from ...optim import check
+from ...recipe import _at_least
+from ...transform import After, Context, Memory, Reduce, Rowwise
 from . import primitives as prim
+from .client import Client
 from .fixed_point import FixedPoint
 from .messages import Refused, Sealed, TooFew, check_threshold, default_threshold
-from .protocol import Client
-from .secure import enroll, exchange, unmask
+from .round import enroll, exchange, unmask
 from .server import Server
 
 
@@ -26,7 +26,8 @@ def secure_mean(
 
     Client k sends n_k delta_k and n_k as residues mod 2**32, masked with everybody in the cohort.
     The server adds, has the masks of those who stayed silent opened, and divides: it learns
-    Σ n_k delta_k and Σ n_k. With ``Recipe(equal=True)`` every n_k is 1.
+    Σ n_k delta_k and Σ n_k. With ``Recipe(equal=True)`` every n_k is 1. The three stages are for
+    :func:`~fedlearn.transform.chain`: ``chain(clip(1.0), *secure_mean(1.0, len(y)))``.
 
     Args:
         bound: Largest |number| of an update that may be sent, > 0. After ``clip(S)`` S suffices.
@@ -34,10 +35,6 @@ def secure_mean(
         bits: After the point; None takes the most with which ``total`` x ``bound`` stays below
             2**31. The mean is then off by at most K / Σ n_k 2**-(bits + 1).
         threshold: t, more than half of the cohort and at most all of it; None for ⌊2 K / 3⌋ + 1.
-
-    Returns:
-        Three stages for :func:`~fedlearn.transform.chain`: ``chain(*secure_mean(8.0, len(y)))``, or
-        with others round them: ``chain(clip(1.0), *secure_mean(1.0, len(y)))``.
 
     Raises:
         ValueError: If a number is out of range; from a round, if the cohort is smaller than the
@@ -60,10 +57,10 @@ def secure_mean(
         Bonawitz et al., 2017, "Practical secure aggregation for privacy-preserving machine
         learning", Figure 4; the weights as in its introduction: clients send (n_k delta_k, n_k).
 
-    Differs from the paper:
-        All clients live in this process, so keys and shares are exchanged when the round's first
-        client masks; bytes of keys and shares are not in ``Round.received``, see ``secure_sum``.
-        The loop itself still holds n_k and the training loss of each client, for its own books.
+    Differs from the paper: all clients live in this process, so keys and shares are exchanged when
+    the round's first client masks; bytes of keys and shares are not in ``Round.received``, see
+    ``secure_sum``. The loop itself still holds n_k and the training loss of each client, for its
+    own books.
     """
     code = FixedPoint(bound, total, bits)
     t = threshold
@@ -141,7 +138,8 @@ class _Desk:
             raise Refused(
                 f"secure_mean, round {ctx.round}: this pipeline, in this process, did not mask "
                 "these vectors, so the keys to open the sum are not here; nothing was opened. "
-                "Clients in other processes need the messages of fedlearn.privacy.protocol"
+                "Clients in other processes need the messages of "
+                "fedlearn.privacy.secure_aggregation"
             )
         server.add_sum(answered, total)
         return server.sum - unmask(clients, server)

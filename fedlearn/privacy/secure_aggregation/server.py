@@ -1,7 +1,4 @@
-"""The server's side of secure aggregation: what it checks, adds up and opens.
-
-The protocol and the clients' side: :mod:`fedlearn.privacy.protocol`.
-"""
+"""The server's side of secure aggregation: what it checks, adds up and opens."""
 
 from __future__ import annotations
 
@@ -34,7 +31,9 @@ from .messages import (
 class Server:
     """The server in one attempt: passes letters on, adds up, and takes the masks off the sum.
 
-    Each message is checked when it comes. What is refused hasn't counted: leave it out and go on.
+    Each message is checked when it comes, and :class:`Refused` says what doesn't fit. What is
+    refused hasn't counted: leave it out and go on. Below the threshold a stage raises
+    :class:`TooFew`.
 
     Args:
         round: Its number.
@@ -45,7 +44,7 @@ class Server:
         >>> Server(round=0, threshold=2, directory={}).keys([])
         Traceback (most recent call last):
         ...
-        fedlearn.privacy.messages.TooFew: secure aggregation, round 0: 0 answered at stage 'keys'...
+        fedlearn.privacy.secure_aggregation.messages.TooFew: ...: 0 answered at stage 'keys', ...
     """
 
     def __init__(self, round: int, threshold: int, directory: Mapping[int, bytes]):
@@ -77,11 +76,7 @@ class Server:
         return {k: [m for m in letters if m.receiver == k] for k in sorted(self._shared)}
 
     def add(self, message: Masked) -> None:
-        """Stage 3: one more masked vector for the sum.
-
-        Raises:
-            Refused: If it is too late, a second one, or not signed for this attempt.
-        """
+        """Stage 3: one more masked vector; refused: too late, a second one, of another attempt."""
         u = message.client
         if message.round != self.round:
             self._refuse(f"client {u}'s vector is of round {message.round}")
@@ -112,9 +107,8 @@ class Server:
     def votes(self, votes: Sequence[Vote]) -> list[Vote]:
         """Stage 4 -> all votes, for everybody who voted.
 
-        Raises:
-            Refused: If a vote is not for this list and attempt, not of somebody on the list, or
-                comes twice. Passed on, it would make every client refuse.
+        Refused: a vote for another list or attempt, of somebody not on the list, or a second one.
+        Passed on, it would make every client refuse.
         """
         text = ballot(self.round, self._answered, self._attempt)
         for v in votes:
@@ -128,12 +122,9 @@ class Server:
     def masks(self, opened: Sequence[Opened]) -> np.ndarray:
         """Stage 5 -> (d,) uint32: all that is in the sum beside the clients' own vectors.
 
-        A wrong share of a key shows; a wrong share of b_u, by a client that signed it, doesn't: it
-        spoils the sum and reveals nothing.
-
-        Raises:
-            Refused: If shares are of another attempt, of somebody who didn't vote, not those that
-                were asked for, or come twice; or if a key that they restore isn't the advertised.
+        A wrong share of a key shows: the key that it restores isn't the advertised. A wrong share
+        of b_u, by a client that signed it, doesn't: it spoils the sum and reveals nothing. Refused
+        as well: shares of another attempt, of who didn't vote, not those asked for, or twice.
         """
         for m in opened:
             self._fits(m)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..optim import check
-from ..recipe import _at_least
+from ...optim import check
+from ...recipe import _at_least
 
 LIMIT = 2**31  # of a signed sum mod 2**32
 
@@ -81,12 +81,7 @@ class FixedPoint:
     def encode(self, x: Any, times: int = 1) -> np.ndarray:
         """(d,) numbers -> (d,) uint32 residues of ``times`` x.
 
-        Raises:
-            ValueError: If a number is NaN, infinite or beyond ``bound``: nothing is cut silently.
-
-        Example:
-            >>> FixedPoint(1.0, 10, bits=0).encode([1.0, -1.0], times=3)
-            array([         3, 4294967293], dtype=uint32)
+        ValueError if a number is NaN, infinite or beyond ``bound``: nothing is cut silently.
         """
         x = np.asarray(x, np.float64)
         bad = ~(np.abs(x) <= self.bound)  # NaN, too
@@ -102,12 +97,7 @@ class FixedPoint:
         return np.rint(x * (times * self.scale)).astype(np.int64).astype(np.uint32)
 
     def decode(self, total: np.ndarray) -> np.ndarray:
-        """(d,) uint32, the sum mod 2**32 of encodings -> (d,) float64, the sum of the numbers.
-
-        Example:
-            >>> FixedPoint(1.0, 10, bits=1).decode(np.array([3, 2**32 - 1], np.uint32))
-            array([ 1.5, -0.5])
-        """
+        """(d,) uint32, the sum mod 2**32 of encodings -> (d,) float64, the sum of the numbers."""
         return np.asarray(total).astype(np.uint32).view(np.int32) / self.scale
 
 

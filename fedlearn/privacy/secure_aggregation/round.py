@@ -1,8 +1,4 @@
-"""Secure aggregation of K vectors in this process, every message included.
-
-The messages: :mod:`fedlearn.privacy.messages`; what a client and the server do with them:
-:mod:`fedlearn.privacy.protocol` and :mod:`fedlearn.privacy.server`.
-"""
+"""One round of secure aggregation in this process, every message included. See ``README.md``."""
 
 from __future__ import annotations
 
@@ -13,44 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..optim import check
-from ..recipe import _at_least
+from ...optim import check
+from ...recipe import _at_least
 from . import primitives as prim
+from .client import Client
 from .fixed_point import FixedPoint
-from .messages import (
-    STAGES,
-    Keys,
-    Masked,
-    Opened,
-    Refused,
-    Sealed,
-    TooFew,
-    Vote,
-    check_threshold,
-    default_threshold,
-)
-from .protocol import Client
+from .messages import STAGES, Sealed, check_threshold
 from .server import Server
-
-__all__ = [
-    "STAGES",
-    "Client",
-    "Keys",
-    "Masked",
-    "Opened",
-    "Refused",
-    "Sealed",
-    "Server",
-    "Sum",
-    "TooFew",
-    "Vote",
-    "default_threshold",
-    "enroll",
-    "exchange",
-    "secure_sum",
-    "unmask",
-    "wire_bytes",
-]
 
 
 class Sum(NamedTuple):
@@ -90,9 +55,6 @@ def secure_sum(
             stages are keys, shares, masked, votes, opened.
         round: Goes into every key and signature.
         code: Numbers to residues and back.
-
-    Returns:
-        A :class:`Sum`.
 
     Raises:
         ValueError: If the threshold doesn't fit the cohort, a stage or a client isn't there, or a
@@ -136,16 +98,13 @@ def _everybody(stage: str, clients: Iterable[int]) -> list[int]:
 def enroll(
     numbers: Iterable[int], round: int, threshold: int, identities: Mapping[int, Any] | None = None
 ) -> tuple[dict[int, Client], Server]:
-    """A round's clients and server, all in this process.
+    """A round's clients, number -> :class:`Client`, and its :class:`Server`, all in this process.
 
     Args:
         numbers: The clients' numbers.
         round: Its number.
         threshold: How many must answer.
         identities: Their signing keys; None for new ones.
-
-    Returns:
-        number -> :class:`Client`, and the :class:`Server`.
 
     Example:
         >>> clients, server = enroll([4, 7], round=0, threshold=2)
@@ -173,9 +132,6 @@ def exchange(
         there: Who is still there at a stage.
         log: Counts bytes and seconds.
 
-    Returns:
-        The letters by receiver.
-
     Example:
         >>> clients, server = enroll(range(3), round=0, threshold=2)
         >>> [m.sender for m in exchange(clients, server)[1]]
@@ -200,16 +156,11 @@ def unmask(
     there: There = _everybody,
     log: _Log | None = None,
 ) -> np.ndarray:
-    """Stages 4 and 5: votes and shares. -> (d,) uint32, the masks that are left in the sum
+    """Stages 4 and 5: votes and shares. -> (d,) uint32, what to take off the server's sum
 
     Args:
-        clients: The cohort.
+        clients, there, log: As for :func:`exchange`.
         server: The server, with the masked vectors.
-        there: Who is still there at a stage.
-        log: Counts bytes and seconds.
-
-    Returns:
-        What to take off the server's sum.
 
     Example:
         >>> clients, server = enroll(range(2), round=0, threshold=2)
@@ -235,15 +186,13 @@ def unmask(
 
 
 def wire_bytes(message: Any) -> int:
-    """Size of a message: 4 bytes a number, whatever else as long as it is.
+    """Size of a message, or of a list of them: 4 bytes a number, whatever else as long as it is.
 
     Args:
-        message: Of the protocol, or a list of them.
-
-    Returns:
-        Bytes.
+        message: Of the protocol.
 
     Example:
+        >>> from fedlearn.privacy.secure_aggregation import Vote
         >>> wire_bytes(Vote(client=3, round=0, signature=bytes(64)))
         72
     """

@@ -1,9 +1,12 @@
-"""What secure aggregation is built from: four primitives, each key bound to its one purpose.
+"""What secure aggregation is built from: five primitives, each key bound to its one purpose.
 
 X25519 (a key that two share and nobody else), HKDF-SHA256 (many keys from one secret), ChaCha20
 (a key stretched to a mask), ChaCha20-Poly1305 (a letter that can't be read or altered), Ed25519
 (signatures), from ``cryptography``; Shamir's shares from ``pycryptodome``. Secrets come from the
 operating system, never from a seed.
+
+``purpose`` says what a key is for, ``numbers`` are its round and clients, integers >= 0, and
+``attempt`` is the SHA-256 of the attempt's keys: another of any gives an unrelated key.
 """
 
 from __future__ import annotations
@@ -21,16 +24,7 @@ Share = tuple[int, bytes]  # number of the share, 16 bytes
 
 
 def derive(secret: bytes, purpose: str, *numbers: int, attempt: bytes = b"") -> bytes:
-    """32 bytes for one purpose: HKDF-SHA256 with the :func:`label` as ``info``.
-
-    Args:
-        secret: What the key is made of.
-        purpose: What for: another purpose gives an unrelated key.
-        *numbers: Round and clients, integers >= 0: the same.
-        attempt: Of the round: the same.
-
-    Returns:
-        32 bytes.
+    """32 bytes for one purpose, from a secret: HKDF-SHA256 with the :func:`label` as ``info``.
 
     Example:
         >>> a, b = (derive(b"sixteen bytes ok", "mask", t, 0, 1) for t in (7, 8))
@@ -48,13 +42,8 @@ def derive(secret: bytes, purpose: str, *numbers: int, attempt: bytes = b"") -> 
 def label(purpose: str, *numbers: int, attempt: bytes = b"") -> bytes:
     """What is signed, derived or sealed says what it is for, unambiguously.
 
-    Args:
-        purpose: A word without "/".
-        *numbers: Integers from 0 to 2**64 - 1.
-        attempt: SHA-256 of the attempt's keys, or nothing where there are none yet.
-
-    Returns:
-        Bytes that no other purpose, numbers and attempt have: the numbers are counted first.
+    Bytes that no other purpose (a word without "/"), numbers (below 2**64) and attempt have: the
+    numbers are counted first.
 
     Example:
         >>> label("mask", 1, 23) == label("mask", 12, 3)
@@ -65,15 +54,7 @@ def label(purpose: str, *numbers: int, attempt: bytes = b"") -> bytes:
 
 
 def key_pair(seed: bytes, purpose: str, *numbers: int) -> tuple[Any, bytes]:
-    """An X25519 key pair that 16 bytes restore. -> private key, public key (32 bytes)
-
-    Args:
-        seed: 16 bytes of the operating system's.
-        purpose: What for.
-        *numbers: Round and client.
-
-    Returns:
-        The private key's object, and the public key.
+    """An X25519 key pair that 16 secret bytes restore. -> private key, public key (32 bytes)
 
     Example:
         >>> key_pair(bytes(16), "mask", 0, 1)[1] == key_pair(bytes(16), "mask", 0, 1)[1]
@@ -84,17 +65,10 @@ def key_pair(seed: bytes, purpose: str, *numbers: int) -> tuple[Any, bytes]:
 
 
 def agree(private: Any, public: bytes, purpose: str, *numbers: int, attempt: bytes = b"") -> bytes:
-    """The key that two have in common: X25519, then :func:`derive`.
+    """The key, 32 bytes, that two have in common: X25519, then :func:`derive`.
 
-    Args:
-        private: Mine, of :func:`key_pair`.
-        public: The other's.
-        purpose: What for.
-        *numbers: Round and both clients, in an order on which both agree.
-        attempt: Of the round.
-
-    Returns:
-        32 bytes, the same at both ends.
+    ``private`` is mine, of :func:`key_pair`, ``public`` the other's; both give the numbers in the
+    same order.
 
     Raises:
         ValueError: If the public key is no key (a point of low order, say).
@@ -112,15 +86,12 @@ def agree(private: Any, public: bytes, purpose: str, *numbers: int, attempt: byt
 
 
 def keystream(key: bytes, n: int, out: np.ndarray | None = None) -> np.ndarray:
-    """A key stretched to n numbers, each of the 2**32 as likely as any other: ChaCha20.
+    """A key stretched to n numbers, each of the 2**32 as likely as any other: ChaCha20. (n,) uint32
 
     Args:
         key: 32 bytes, used for this and nothing else (the nonce is zero).
         n: How many.
         out: (n,) uint32 to write into.
-
-    Returns:
-        (n,) uint32.
 
     Example:
         >>> keystream(bytes(32), 2).tobytes().hex()  # RFC 8439, appendix A.1, test vector 1
@@ -137,15 +108,12 @@ def keystream(key: bytes, n: int, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def seal(key: bytes, text: bytes, bound: bytes) -> bytes:
-    """Encrypt and authenticate one text: ChaCha20-Poly1305. The key must not be used again.
+    """Encrypt and authenticate one text, 16 bytes longer: ChaCha20-Poly1305.
 
     Args:
-        key: 32 bytes for this one letter: so the nonce may be zero.
+        key: 32 bytes for this one letter, never used again: so the nonce may be zero.
         text: What is hidden.
         bound: What is not hidden but can't be altered either: round, sender, receiver.
-
-    Returns:
-        The text's length and 16 bytes more.
 
     Example:
         >>> unseal(bytes(32), seal(bytes(32), b"share", b"1 to 2"), b"1 to 2")
@@ -156,14 +124,6 @@ def seal(key: bytes, text: bytes, bound: bytes) -> bytes:
 
 def unseal(key: bytes, sealed: bytes, bound: bytes) -> bytes:
     """The text of :func:`seal`.
-
-    Args:
-        key: The same.
-        sealed: What :func:`seal` returned.
-        bound: The same.
-
-    Returns:
-        The text.
 
     Raises:
         ValueError: If key, letter or ``bound`` is another: one altered bit is enough.
@@ -183,25 +143,12 @@ def unseal(key: bytes, sealed: bytes, bound: bytes) -> bytes:
 
 
 def identity() -> Any:
-    """A client's long-term signing key, Ed25519: by it the others know who speaks.
-
-    Example:
-        >>> len(identity().public_key().public_bytes_raw())
-        32
-    """
+    """A client's long-term signing key, Ed25519: by it the others know who speaks."""
     return _crypto().Ed25519PrivateKey.generate()
 
 
 def signed(public: bytes, signature: bytes, text: bytes) -> bool:
-    """Whether the owner of the identity key ``public`` signed ``text``.
-
-    Args:
-        public: 32 bytes.
-        signature: 64 bytes.
-        text: What should have been signed.
-
-    Returns:
-        True or False.
+    """Whether the owner of the identity key ``public`` (32 bytes) signed ``text`` so (64 bytes).
 
     Example:
         >>> me = identity()
@@ -217,18 +164,10 @@ def signed(public: bytes, signature: bytes, text: bytes) -> bool:
 
 
 def split(secret: bytes, threshold: int, n: int) -> list[Share]:
-    """n shares of 16 bytes: any ``threshold`` restore the secret, fewer say nothing about it.
+    """n shares of a secret of 16 bytes: any ``threshold`` restore it, fewer say nothing about it.
 
-    The secret is p(0) of a random polynomial p of degree threshold - 1 over GF(2**128); share i is
-    p(i).
-
-    Args:
-        secret: 16 bytes.
-        threshold: t, from 2 to n.
-        n: How many shares.
-
-    Returns:
-        (1, share), ..., (n, share).
+    The secret is p(0) of a random polynomial p of degree threshold - 1 over GF(2**128), the
+    threshold from 2 to n; share i is (i, p(i)), i from 1.
 
     Example:
         >>> combine(split(b"sixteen bytes ok", 2, 3)[1:])
@@ -243,12 +182,6 @@ def split(secret: bytes, threshold: int, n: int) -> list[Share]:
 def combine(shares: list[Share]) -> bytes:
     """The secret of exactly ``threshold`` shares. A wrong share gives a wrong secret, unnoticed.
 
-    Args:
-        shares: As many as the threshold.
-
-    Returns:
-        16 bytes.
-
     Example:
         >>> combine(split(bytes(16), 3, 5)[:3]) == bytes(16)
         True
@@ -257,12 +190,7 @@ def combine(shares: list[Share]) -> bytes:
 
 
 def fresh() -> bytes:
-    """16 secret bytes of the operating system's.
-
-    Example:
-        >>> fresh() == fresh()
-        False
-    """
+    """16 secret bytes of the operating system's."""
     return os.urandom(SEED)
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..optim import check
-from ..recipe import _at_least
+from ...optim import check
+from ...recipe import _at_least
 from . import primitives as prim
 
 STAGES = ("keys", "shares", "masked", "votes", "opened")
@@ -93,26 +93,7 @@ class Opened(NamedTuple):
 
 
 def check_keys(keys: Sequence[Keys], round: int, directory: Mapping[int, bytes]) -> dict[int, Keys]:
-    """Advertised keys by client, each signed by its owner for this round.
-
-    Args:
-        keys: What was advertised.
-        round: Its number.
-        directory: Public identity keys by client.
-
-    Returns:
-        client -> its :class:`Keys`.
-
-    Raises:
-        Refused: If a key is of another round, not 32 bytes, not signed by its owner, or comes
-            twice, be it a letter's or a mask's.
-
-    Example:
-        >>> check_keys([Keys(0, 3, b"", b"", b"")], 4, {})
-        Traceback (most recent call last):
-        ...
-        fedlearn.privacy.messages.Refused: round 4: client 0's keys are of round 3
-    """
+    """Advertised keys by client; Refused unless of this round, 32 bytes, signed, none twice."""
     for m in keys:
         if m.round != round:
             raise Refused(f"round {round}: client {m.client}'s keys are of round {m.round}")
@@ -130,33 +111,15 @@ def check_keys(keys: Sequence[Keys], round: int, directory: Mapping[int, bytes])
 
 
 def keys_text(m: Keys) -> bytes:
-    """What a client signs under its two keys: round, client and both.
-
-    Example:
-        >>> keys_text(Keys(3, 7, bytes(32), bytes(32), b"")) == keys_text(
-        ...     Keys(3, 8, bytes(32), bytes(32), b"")
-        ... )
-        False
-    """
+    """What a client signs under its two keys: round, client and both."""
     return prim.label("keys", m.round, m.client) + m.letter + m.mask
 
 
 def attempt_of(cohort: Mapping[int, Keys]) -> bytes:
-    """Which attempt at a round this is: SHA-256 over all keys advertised, by client.
+    """Which attempt at a round this is: SHA-256 (32 bytes) over all keys advertised, by client.
 
     Every client draws new keys, so no two attempts agree, and two clients that were shown
     different keys are in different ones.
-
-    Args:
-        cohort: client -> its keys, of :func:`check_keys`.
-
-    Returns:
-        32 bytes.
-
-    Example:
-        >>> u, v = (Keys(k, 7, bytes([k]) * 32, bytes(32), b"") for k in (1, 2))
-        >>> attempt_of({1: u, 2: v}) == attempt_of({2: v, 1: u}), len(attempt_of({1: u}))
-        (True, 32)
     """
     return sha256(b"".join(keys_text(cohort[k]) for k in sorted(cohort))).digest()
 
@@ -164,28 +127,7 @@ def attempt_of(cohort: Mapping[int, Keys]) -> bytes:
 def common_key(
     purpose: str, private: Any, public: bytes, round: int, u: int, v: int, attempt: bytes
 ) -> bytes:
-    """A key that only u and v know, for one purpose in one attempt.
-
-    Args:
-        purpose: ``"letter"``, from u to v, or ``"pair"``.
-        private: X25519 key of one of them.
-        public: Public key of the other.
-        round: Its number.
-        u: One.
-        v: The other.
-        attempt: Of :func:`attempt_of`.
-
-    Returns:
-        32 bytes.
-
-    Raises:
-        Refused: If the public key is no key (a point of low order, say).
-
-    Example:
-        >>> (a, A), (b, B) = (prim.key_pair(prim.fresh(), "letter", 0, k) for k in (1, 2))
-        >>> common_key("letter", a, B, 0, 1, 2, b"") == common_key("letter", b, A, 0, 1, 2, b"")
-        True
-    """
+    """32 bytes that only u and v know, for "letter" (u to v) or "pair", in one attempt."""
     try:
         return prim.agree(private, public, purpose, round, u, v, attempt=attempt)
     except ValueError:
@@ -194,46 +136,12 @@ def common_key(
 
 
 def pair_key(private: Any, public: bytes, round: int, u: int, v: int, attempt: bytes) -> bytes:
-    """The key of the mask that u and v have in common in this attempt.
-
-    Args:
-        private: X25519 key of one of them.
-        public: Public key of the other.
-        round: Its number.
-        u: One.
-        v: The other, in any order.
-        attempt: Of :func:`attempt_of`.
-
-    Returns:
-        32 bytes.
-
-    Raises:
-        Refused: If the public key is no key.
-
-    Example:
-        >>> (a, A), (b, B) = (prim.key_pair(prim.fresh(), "mask", 0, k) for k in (1, 2))
-        >>> pair_key(a, B, 0, 1, 2, b"") == pair_key(b, A, 0, 2, 1, b"")
-        True
-    """
+    """The key of the mask that u and v, in any order, have in common in this attempt."""
     return common_key("pair", private, public, round, min(u, v), max(u, v), attempt)
 
 
 def own_key(secret: bytes, round: int, u: int, attempt: bytes) -> bytes:
-    """The key of u's own mask in this attempt, from b_u.
-
-    Args:
-        secret: b_u, 16 bytes.
-        round: Its number.
-        u: Whose.
-        attempt: Of :func:`attempt_of`.
-
-    Returns:
-        32 bytes.
-
-    Example:
-        >>> own_key(bytes(16), 0, 1, b"one") == own_key(bytes(16), 0, 1, b"two")
-        False
-    """
+    """The key of u's own mask in this attempt, from b_u (16 bytes)."""
     return prim.derive(secret, "own mask", round, u, attempt=attempt)
 
 
@@ -241,40 +149,12 @@ def own_key(secret: bytes, round: int, u: int, attempt: bytes) -> bytes:
 
 
 def ballot(round: int, answered: Iterable[int], attempt: bytes) -> bytes:
-    """What a voter signs: the list of who answered, in this attempt.
-
-    Args:
-        round: Its number.
-        answered: Clients, in any order.
-        attempt: Of :func:`attempt_of`.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> ballot(7, [2, 1], b"one") == ballot(7, [1, 2], b"one")
-        True
-        >>> ballot(7, [1, 2], b"two") == ballot(7, [1, 2], b"one")
-        False
-    """
+    """What a voter signs: the list of who answered, in any order, in this attempt."""
     return prim.label("vote", round, *sorted(answered), attempt=attempt)
 
 
 def signed_text(m: Masked | Opened, attempt: bytes) -> bytes:
-    """What a client signs under its vector or its shares: all of it, in this attempt.
-
-    Args:
-        m: The message; its signature doesn't count.
-        attempt: Of :func:`attempt_of`.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> m = Masked(1, 7, np.zeros(3, np.uint32), b"")
-        >>> signed_text(m, b"one") == signed_text(m, b"two")
-        False
-    """
+    """What a client signs under its vector or its shares: all of it, in this attempt."""
     if isinstance(m, Masked):
         content = sha256(np.ascontiguousarray(m.y, "<u4").data).digest()
         return prim.label("masked", m.round, m.client, attempt=attempt) + content
@@ -288,28 +168,12 @@ def signed_text(m: Masked | Opened, attempt: bytes) -> bytes:
 
 
 def sign(u: int, v: int) -> int:
-    """How u uses the mask that it shares with v: +1 if v > u, -1 if v < u.
-
-    Example:
-        >>> sign(1, 2), sign(2, 1)
-        (1, -1)
-    """
+    """How u uses the mask that it shares with v: +1 if v > u, -1 if v < u."""
     return 1 if v > u else -1
 
 
 def add(total: np.ndarray, keys: Iterable[tuple[bytes, int]]) -> None:
-    """Add the key streams, each with its sign, to ``total`` in place, mod 2**32.
-
-    Args:
-        total: (d,) uint32.
-        keys: Pairs of a key and +1 or -1.
-
-    Example:
-        >>> x = np.array([5, 6], np.uint32)
-        >>> add(x, [(bytes(32), 1), (bytes(32), -1)])
-        >>> x
-        array([5, 6], dtype=uint32)
-    """
+    """Add the key streams, each with its sign +1 or -1, to ``total`` (d,) in place, mod 2**32."""
     buffer = np.empty(len(total), "<u4")
     for key, way in keys:
         prim.keystream(key, len(total), buffer)
@@ -317,12 +181,7 @@ def add(total: np.ndarray, keys: Iterable[tuple[bytes, int]]) -> None:
 
 
 def place(cohort: Iterable[int], client: int) -> int:
-    """Which share of every secret the client holds: its place in the cohort, from 1.
-
-    Example:
-        >>> place([7, 2, 4], 4)
-        2
-    """
+    """Which share of every secret the client holds: its place in the cohort, from 1."""
     return sorted(cohort).index(client) + 1
 
 
@@ -331,9 +190,6 @@ def default_threshold(clients: int) -> int:
 
     Args:
         clients: K.
-
-    Returns:
-        t.
 
     Example:
         >>> [default_threshold(K) for K in (2, 3, 10, 50)]
@@ -346,25 +202,7 @@ def default_threshold(clients: int) -> int:
 
 
 def check_threshold(name: str, threshold: int | None, clients: int) -> int:
-    """The threshold to use for a cohort of K.
-
-    Args:
-        name: The function, for the error.
-        threshold: t; None for :func:`default_threshold`.
-        clients: K.
-
-    Returns:
-        t.
-
-    Raises:
-        ValueError: If K < 2 or t is not from ⌊K / 2⌋ + 1 to K.
-
-    Example:
-        >>> check_threshold("secure_sum", 5, 4)
-        Traceback (most recent call last):
-        ...
-        ValueError: secure_sum: threshold must be at most the cohort's 4 clients, ...
-    """
+    """t for a cohort of K >= 2, from ⌊K / 2⌋ + 1 to K; None for :func:`default_threshold`."""
     rule = "at least 2: the sum of one is that one's update"
     check(name, "the cohort", clients, clients >= 2, rule, 10)
     t = default_threshold(clients) if threshold is None else threshold
