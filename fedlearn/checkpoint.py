@@ -116,8 +116,8 @@ def describe(thing: Any, name: str, seen: set[int] | None = None) -> dict[str, A
     parts: Mapping[Any, Any] = {}
     if isinstance(thing, Mapping):
         parts = thing
-    elif isinstance(thing, tuple) and hasattr(thing, "_fields"):
-        parts = thing._asdict()
+    elif isinstance(thing, tuple) and (fields := getattr(thing, "_fields", ())):
+        parts = dict(zip(fields, thing))
     elif isinstance(thing, (list, tuple)):
         parts = dict(enumerate(thing))
     elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
@@ -140,7 +140,8 @@ def _digest(values: Tensor | np.ndarray) -> str:
 def _enclosed(function: FunctionType) -> dict[str, Any]:
     """What a function closes over; of one from outside the package its constants, too."""
     cells = function.__closure__ or ()
-    parts = dict(zip(function.__code__.co_freevars, (c.cell_contents for c in cells)))
+    parts: dict[Any, Any] = {}
+    parts |= zip(function.__code__.co_freevars, (c.cell_contents for c in cells))
     if not str(function.__module__).startswith("fedlearn."):
         plain = (bool, int, float, str)
         consts = function.__code__.co_consts

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .optim import check_lr
+from .checks import positive
 
 
 class SGD(torch.optim.SGD):
@@ -47,7 +47,7 @@ class SGD(torch.optim.SGD):
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.0):
-        check_lr("federated_optimizer.SGD", lr)
+        positive("federated_optimizer.SGD", "lr", lr)
         super().__init__(params, lr=lr, momentum=momentum)
 
     def receive(self, weight: float) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-from .checks import check
+from .checks import not_negative, positive, whole
 from .rng import Use, numpy_rng
 
 
@@ -71,9 +70,9 @@ def fleet(
         >>> fleet(3, spread=0.0).compute
         array([0.001, 0.001, 0.001])
     """
-    check("fleet", "n", n, isinstance(n, (int, np.integer)) and n >= 1, "an integer >= 1", 20)
-    check("fleet", "spread", spread, 0 <= spread < math.inf, ">= 0 and finite", 1.0)
+    whole("fleet", "n", n, example=20)
+    not_negative("fleet", "spread", spread, 1.0)
     for name, value in (("compute", compute), ("down", down), ("up", up)):
-        check("fleet", name, value, 0 < value < math.inf, "> 0 and finite", 1e-3)
+        positive("fleet", name, value, 1e-3)
     z = numpy_rng(seed, Use.FLEET).standard_normal((3, n))
     return Fleet(*(m * np.exp(spread * row) for m, row in zip((compute, down, up), z)))

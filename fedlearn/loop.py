@@ -159,6 +159,7 @@ class Run:
         memory: Memories = (),
         *,
         metrics: dict[str, float] | None = None,
+        loss: float | None = None,
         failed: str = "",
     ) -> Round:
         """The books of a round, the same for each: check theta, evaluate, write it down.
@@ -170,6 +171,8 @@ class Run:
         if not bool(theta.isfinite().all()):
             bad = ~reply["delta"].isfinite().all(1).cpu().numpy()
             raise Diverged(t, ctx.answered[bad].tolist(), self.history)
+        if loss is None:
+            loss = float(p @ reply["loss"]) if len(p) else math.nan
         last = t + 1 == self.rounds or not self._affords(t + 2)
         metrics = dict(metrics or {})
         if self.evaluate and ((t + 1) % self.every == 0 or last):
@@ -182,7 +185,7 @@ class Run:
             answered=ctx.answered,
             deltas=reply["delta"],
             p=p,
-            loss=float(p @ reply["loss"]) if len(p) else math.nan,
+            loss=loss,
             sent=nbytes(message),
             received=payload(reply),
             metrics=metrics,
@@ -196,7 +199,7 @@ class Run:
         return r
 
     def _settle(self) -> None:
-        """Write a round down. Each line may be done twice, so that Ctrl-C between two is no harm."""
+        """Write a round down; each line may be done twice, so Ctrl-C between two does no harm."""
         if self._done is None:
             return
         r, state, memory = self._done

@@ -96,7 +96,7 @@ def weighted(k: int, weight: Sequence[float], *, replace: bool = False) -> Call:
     whole("weighted", "k", k)
     w = np.asarray(weight, dtype=float)
     top = math.inf if replace else np.count_nonzero(w)
-    good = w.ndim == 1 and np.isfinite(w).all() and (w >= 0).all() and 0 < k <= top and w.sum() > 0
+    good = w.ndim == 1 and np.isfinite(w).all() and (w >= 0).all() and k <= top and w.sum() > 0
     rule = "N finite numbers >= 0, at least k of them > 0"
     check("weighted", "weight", weight, bool(good), rule, [1, 2, 3])
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fedlearn.federate import Recipe, Simulated, federate
 
+from fedlearn import Recipe, Simulated, algorithms, data, federate, model, partition
 from fedlearn import aggregate as A
-from fedlearn import algorithms, data, model, partition
 from fedlearn.attacks.backdoor import backdoor_rate, boost, hide, poison, stamp
 from fedlearn.attacks.byzantine import Byzantine
 from fedlearn.rng import Use, numpy_rng
@@ -114,7 +113,7 @@ def run(rule, attackers, factor=1.0, share=0.5, rounds=20, attack=None):
     x, y = poison(DIGITS.x, DIGITS.y, PARTS, attackers, mark, 0, share=share)
     recipe = Recipe(algorithms.fedavg(TASK, lr=0.5), TASK.theta0, chain(rule), epochs=2)
     clients = Byzantine(Simulated(recipe, x, y, PARTS), attackers, attack or boost(factor))
-    *_, last = federate(recipe, clients, rounds=rounds, evaluate=TEST, every=rounds)
+    *_, last = federate(clients, rounds=rounds, evaluate=TEST, every=rounds)
     rate = backdoor_rate(TASK, last.theta, DIGITS.x_test, DIGITS.y_test, mark, 0)
     return last.metrics["accuracy"], rate
 

@@ -7,13 +7,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from fedlearn.federate import Recipe, Simulated, federate
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import Wire, problem
 
+from fedlearn import Recipe, Simulated, algorithms, data, federate, model, partition
 from fedlearn import aggregate as A
-from fedlearn import algorithms, data, model, partition
 from fedlearn.attacks.byzantine import (
     Byzantine,
     gaussian,
@@ -59,7 +58,7 @@ def test_inner_product_and_what_it_makes_of_the_mean(f, epsilon):
 
 
 def test_gaussian_has_its_deviation_and_no_mean():
-    ctx = CTX._replace(rows=np.arange(50))
+    ctx = CTX._replace(answered=np.arange(50))
     sent = gaussian(0.3)(rows(3, 2000), torch.zeros(50, 2000, dtype=torch.float64), ctx)
     assert sent.std().item() == pytest.approx(0.3, rel=0.01)
     assert abs(sent.mean().item()) < 0.004
@@ -70,10 +69,10 @@ def test_gaussian_is_a_function_of_seed_round_and_client():
     own = torch.zeros(2, 5, dtype=torch.float64)
     a = gaussian(2.0)(rows(1), own, CTX)
     for k, row in zip((1, 4), a, strict=True):
-        alone = gaussian(2.0)(rows(4), own[:1], CTX._replace(rows=np.array([k])))
+        alone = gaussian(2.0)(rows(4), own[:1], CTX._replace(answered=np.array([k])))
         close(alone[0], row)
         close(row, 2 * torch.from_numpy(numpy_rng(3, Use.ATTACK, 5, k).standard_normal(5)))
-    turned = gaussian(2.0)(rows(1), own, CTX._replace(rows=np.array([4, 1])))
+    turned = gaussian(2.0)(rows(1), own, CTX._replace(answered=np.array([4, 1])))
     close(turned.flip(0), a)
     for other in (CTX._replace(round=6), CTX._replace(seed=4)):
         assert not torch.equal(gaussian(2.0)(rows(1), own, other), a)
@@ -209,7 +208,7 @@ def test_partial_cohorts_run_and_the_chunk_is_no_matter(attack):
     ends = []
     for chunk in (1, 3, 8):
         recipe, bad = made(attack, [0, 3, 4, 7], chunk=chunk)
-        *_, last = federate(recipe, bad, rounds=8, cohort=3)
+        *_, last = federate(bad, rounds=8, cohort=3)
         ends.append(last.theta)
     for other in ends[1:]:
         torch.testing.assert_close(other, ends[0], atol=1e-9, rtol=1e-9)
@@ -219,7 +218,7 @@ def test_it_wraps_any_clients():
     ends = []
     for place in (Simulated, Wire):
         recipe, bad = made(gaussian(0.1), [2], place=place)
-        *_, last = federate(recipe, bad, rounds=3, cohort=5)
+        *_, last = federate(bad, rounds=3, cohort=5)
         ends.append(last.theta)
     torch.testing.assert_close(*ends, atol=1e-9, rtol=1e-9)
 
@@ -250,7 +249,7 @@ def test_a_methods_second_vector_stays_as_trained():
     recipe, bad = made(
         sign_flip(2.0), [0], method=algorithms.scaffold(p.closed_form, lr=0.2, n_total=240)
     )
-    rounds = list(federate(recipe, bad, rounds=2))
+    rounds = list(federate(bad, rounds=2))
     assert len(rounds) == 2 and rounds[-1].theta.isfinite().all()
 
 
@@ -271,7 +270,7 @@ def accuracy(rule, f, attack, rounds=25, N=11):
     parts = partition.iid(DIGITS.y.numpy(), N, numpy_rng(0, Use.PARTITION))
     recipe = Recipe(algorithms.fedavg(TASK, lr=0.5), TASK.theta0, chain(rule), epochs=2)
     clients = Byzantine(Simulated(recipe, DIGITS.x, DIGITS.y, parts), range(f), attack)
-    *_, last = federate(recipe, clients, rounds=rounds, evaluate=TEST, every=rounds)
+    *_, last = federate(clients, rounds=rounds, evaluate=TEST, every=rounds)
     return last.metrics["accuracy"]
 
 

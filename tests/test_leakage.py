@@ -34,7 +34,7 @@ def trained():
     recipe = federate.Recipe(fedavg(task, lr=0.5), task.theta0)
     rng = np.random.default_rng(0)
     clients = federate.Simulated(recipe, DIGITS.x, DIGITS.y, partition.iid(DIGITS.y, 10, rng))
-    (*_, last) = federate.federate(recipe, clients, rounds=60)
+    (*_, last) = federate.federate(clients, rounds=60)
     return task, last.theta
 
 

@@ -15,9 +15,9 @@ import ipywidgets as W
 import numpy as np
 import pytest
 import torch
+from fedlearn.federate import Diverged, History, federate
 
 from fedlearn import plots
-from fedlearn.federate import Diverged, History, federate
 from fedlearn.panels import (
     Curve,
     Dots,

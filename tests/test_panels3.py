@@ -10,9 +10,9 @@ import ipywidgets as W
 import numpy as np
 import pytest
 import torch
+from fedlearn.federate import Diverged
 
 from fedlearn import algorithms
-from fedlearn.federate import Diverged
 from fedlearn.model import softmax_regression
 from fedlearn.panels import (
     Bars,

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
+from ..checks import check, positive, probability, whole
 from ..model import Task
-from ..optim import check
 from ..rng import Use, numpy_rng
 from ..transform import Context
 from .byzantine import Attack, _attackers
@@ -96,8 +96,8 @@ def poison(
         Shmatikov, 2020, "How to backdoor federated learning".
     """
     bad = _attackers("poison", attackers, len(parts))
-    check("poison", "share", share, 0 < share <= 1, "> 0 and <= 1", 0.5)
-    check("poison", "target", target, target >= 0, "an integer >= 0", 7)
+    probability("poison", "share", share, 0.5)
+    whole("poison", "target", target, 0, example=7)
     x, y = x.clone(), y.clone()
     for k in bad:
         own = parts[k]
@@ -127,7 +127,7 @@ def boost(factor: float) -> Attack:
     Reference:
         Bagdasaryan et al., 2020 ("model replacement").
     """
-    check("boost", "factor", factor, 0 < factor < math.inf, "> 0 and finite", 20.0)
+    positive("boost", "factor", factor, 20.0)
     return lambda honest, own, ctx: factor * own
 
 
@@ -156,7 +156,7 @@ def hide(radius: float = 0.7) -> Attack:
     Differs from the paper: there the distance is a term of the attacker's loss; here it is a
     projection, and the attacker sees the honest updates.
     """
-    check("hide", "radius", radius, 0 < radius < math.inf, "> 0 and finite", 0.7)
+    positive("hide", "radius", radius, 0.7)
 
     def attack(honest: Tensor, own: Tensor, ctx: Context) -> Tensor:
         mu = honest.mean(0)

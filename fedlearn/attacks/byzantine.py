@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Message, Reply
-from ..federate import Clients
-from ..optim import check
+from ..checks import check, is_whole, positive, whole
+from ..loop import Clients
+from ..recipe import Memories
 from ..rng import Use, numpy_rng
 from ..transform import Context
 
@@ -35,11 +36,11 @@ class Byzantine:
     attackers have their own updates to look at.
 
     Args:
-        clients: Whom to wrap, e.g. :class:`~fedlearn.federate.Simulated`; or another ``Byzantine``,
-            for attackers of a second kind, who see what those of the first kind send.
+        clients: Whom to wrap, e.g. ``Simulated``; or another ``Byzantine``, for attackers of a
+            second kind, who see what those of the first kind send.
         attackers: Numbers of the clients that attack, e.g. ``range(2)``.
-        attack: What they send instead, e.g. ``sign_flip(5.0)``. Its ``ctx.rows`` are the attackers
-            of this round.
+        attack: What they send instead, e.g. ``sign_flip(5.0)``. Its ``ctx.answered`` are the
+            attackers of this round.
 
     Raises:
         ValueError: If ``attackers`` are not different numbers of clients; from the round, if the
@@ -47,16 +48,16 @@ class Byzantine:
 
     Example:
         >>> from fedlearn import algorithms, model
-        >>> from fedlearn.federate import Recipe, Simulated
+        >>> from fedlearn import Recipe, Simulated
         >>> task = model.softmax_regression(2, 2)
         >>> recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0)
         >>> parts = [np.array([0]), np.array([1])]
         >>> honest = Simulated(recipe, torch.eye(2), torch.tensor([0, 1]), parts)
         >>> S = np.arange(2)
         >>> ctx = Context(0, 0, S, S)
-        >>> a = honest.run({"theta": task.theta0}, ctx)["delta"]
+        >>> a = honest.run({"theta": task.theta0}, ctx, honest.memory())[0]["delta"]
         >>> bad = Byzantine(honest, [1], sign_flip(3.0))
-        >>> b = bad.run({"theta": task.theta0}, ctx)["delta"]
+        >>> b = bad.run({"theta": task.theta0}, ctx, bad.memory())[0]["delta"]
         >>> bool((b[0] == a[0]).all() and (b[1] == -3 * a[1]).all())
         True
 
@@ -67,29 +68,26 @@ class Byzantine:
 
     def __init__(self, clients: Clients, attackers: Sequence[int] | np.ndarray, attack: Attack):
         self.clients, self.count, self.device = clients, clients.count, clients.device
+        self.recipe, self.memory = clients.recipe, clients.memory
         self.attackers, self.attack = _attackers("Byzantine", attackers, clients.count), attack
-        if hasattr(clients, "recipe"):  # federate compares it with its own
-            self.recipe = clients.recipe
 
-    def run(self, message: Message, ctx: Context) -> Reply:
-        """Train the clients ``ctx.rows``, then replace the attackers' updates."""
-        reply = self.clients.run(message, ctx)
-        bad = np.isin(ctx.rows, self.attackers)
+    def run(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
+        """Train the clients ``ctx.answered``, then replace the attackers' updates."""
+        reply, kept = self.clients.run(message, ctx, memory)
+        bad = np.isin(ctx.answered, self.attackers)
         if not bad.any():
-            return reply
+            return reply, kept
         delta, them = reply["delta"].clone(), torch.from_numpy(bad).to(self.device)
         own = delta[them]
         seen = own if bad.all() else delta[~them]
-        work = None if ctx.work is None else ctx.work[bad]
-        turns = None if ctx.turns is None else ctx.turns[bad]
-        sent = self.attack(seen, own, ctx._replace(rows=ctx.rows[bad], work=work, turns=turns))
+        sent = self.attack(seen, own, ctx.keep(bad))
         if sent.shape != own.shape:
             raise ValueError(
                 f"Byzantine: the attack must return a row for each of its {len(own)} clients, "
                 f"{tuple(own.shape)}, got {tuple(sent.shape)}, e.g. -own"
             )
         delta[them] = sent.to(delta)
-        return {**reply, "delta": delta}
+        return {**reply, "delta": delta}, kept
 
 
 def sign_flip(scale: float = 1.0) -> Attack:
@@ -109,7 +107,7 @@ def sign_flip(scale: float = 1.0) -> Attack:
         >>> sign_flip(2.0)(torch.zeros(3, 2), torch.tensor([[1.0, -0.5]]), None)
         tensor([[-2.,  1.]])
     """
-    check("sign_flip", "scale", scale, 0 < scale < math.inf, "> 0 and finite", 1.0)
+    positive("sign_flip", "scale", scale, 1.0)
     return lambda honest, own, ctx: -scale * own
 
 
@@ -132,10 +130,10 @@ def gaussian(std: float) -> Attack:
     Reference:
         Blanchard et al., 2017 ("Gaussian Byzantine", with a standard deviation of 200).
     """
-    check("gaussian", "std", std, 0 < std < math.inf, "> 0 and finite", 0.2)
+    positive("gaussian", "std", std, 0.2)
 
     def attack(honest: Tensor, own: Tensor, ctx: Context) -> Tensor:
-        draws = [numpy_rng(ctx.seed, Use.ATTACK, ctx.round, int(k)) for k in ctx.rows]
+        draws = [numpy_rng(ctx.seed, Use.ATTACK, ctx.round, int(k)) for k in ctx.answered]
         noise = np.stack([g.standard_normal(own.shape[1]) for g in draws])
         return std * torch.from_numpy(noise).to(own)
 
@@ -206,8 +204,8 @@ def z_max(K: int, f: int) -> float:
     Differs from the paper: never below 0, and s at least 1, where chance makes the attackers the
     cohort's majority.
     """
-    check("z_max", "K", K, K >= 1, "an integer >= 1", 20)
-    check("z_max", "f", f, 0 <= f <= K, f"an integer from 0 to K = {K}", min(4, K))
+    whole("z_max", "K", K, example=20)
+    check("z_max", "f", f, is_whole(f, 0, K), f"an integer from 0 to K = {K}", min(4, K))
     honest, supporters = K - f, max(K // 2 + 1 - f, 1)
     nearer = honest - supporters
     return max(NormalDist().inv_cdf(nearer / honest), 0.0) if nearer > 0 else 0.0
@@ -234,7 +232,7 @@ def inner_product(epsilon: float) -> Attack:
         Xie, Koyejo, Gupta, 2019, "Fall of empires: breaking Byzantine-tolerant SGD by inner product
         manipulation".
     """
-    check("inner_product", "epsilon", epsilon, 0 < epsilon < math.inf, "> 0 and finite", 0.5)
+    positive("inner_product", "epsilon", epsilon, 0.5)
     return lambda honest, own, ctx: (-epsilon * honest.mean(0)).expand_as(own)
 
 

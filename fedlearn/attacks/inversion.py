@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..optim import check, check_lr
+from ..checks import not_negative, positive, whole
 from ..rng import Use, numpy_rng
 from . import search
 from .messages import Send
@@ -70,8 +69,7 @@ def dlg(
     experiments use L-BFGS); labels as softmax, as in the released code; x' starts uniform in
     [0, 1], not from N(0, 1); a batch is searched for all at once, not an example at a time.
     """
-    known = isinstance(classes, (int, np.integer)) and classes >= 2
-    check("dlg", "classes", classes, known, "an integer >= 2", 10)
+    whole("dlg", "classes", classes, 2)
     search.check_search("dlg", target, shape, steps)
     rng = numpy_rng(seed, Use.GUESS, restart)
     x = search.start(rng, shape, target)
@@ -174,8 +172,8 @@ def invert_cosine(
     """
     search.check_search("invert_cosine", target, shape, steps)
     search.check_labels("invert_cosine", y, shape)
-    check_lr("invert_cosine", lr)
-    check("invert_cosine", "tv", tv, 0 <= tv < math.inf, ">= 0 and finite", 0.01)
+    positive("invert_cosine", "lr", lr)
+    not_negative("invert_cosine", "tv", tv, 0.01)
     smooth = search.variation(shape, picture) if tv else None
     x = search.start(numpy_rng(seed, Use.GUESS, restart), shape, target)
 
@@ -207,8 +205,7 @@ def best(
         >>> best(guesses, restarts=2).loss
         1.0
     """
-    whole = isinstance(restarts, int) and restarts >= 1
-    check("best", "restarts", restarts, whole, "an integer >= 1", 4)
+    whole("best", "restarts", restarts, example=4)
     found: Guess | None = None
     for r in range(restarts):
         for guess in attack(r):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..optim import check
+from ..checks import check, whole
 
 # -- from a gradient ------------------------------------------------------------------------------
 
@@ -165,8 +165,7 @@ def label_counts(bias_grad: Tensor, batch: int, expected: Tensor | None = None) 
     """
     name, C = "label_counts", bias_grad.numel()
     check(name, "bias_grad", tuple(bias_grad.shape), bias_grad.dim() == 1, "(C,)", "g[-10:]")
-    whole = isinstance(batch, (int, np.integer)) and batch >= 1
-    check(name, "batch", batch, whole, "an integer >= 1", 8)
+    whole(name, "batch", batch, example=8)
     q = bias_grad.new_full((C,), 1 / C) if expected is None else expected
     sums = q.sum(-1) if q.shape in ((C,), (C, C)) else torch.zeros(())
     fits = bool((q >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())

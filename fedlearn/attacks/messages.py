@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..optim import check, check_lr
+from ..checks import check, positive, whole
 from ..task import Task
 
 Send = Callable[[Tensor, Tensor], Tensor]  # x (B, ...), y (B,) or (B, C) -> message (d,)
@@ -73,8 +73,8 @@ def update(task: Task, theta: Tensor, lr: float, steps: int) -> Send:
         Geiping et al., 2020, "Inverting gradients", §6.
     """
     _fits("update", task, theta)
-    check_lr("update", lr)
-    check("update", "steps", steps, isinstance(steps, int) and steps >= 1, "an integer >= 1", 5)
+    positive("update", "lr", lr)
+    whole("update", "steps", steps, example=5)
 
     def send(x: Tensor, y: Tensor) -> Tensor:
         with torch.enable_grad():

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..optim import check
+from ..checks import check, whole
 
 
 class Guess(NamedTuple):
@@ -133,7 +133,7 @@ def check_search(name: str, target: Tensor, shape: Sequence[int], steps: int) ->
     check(name, "target", target, fine, rule, "send(x, y)")
     sizes = len(shape) >= 2 and all(isinstance(n, (int, np.integer)) and n >= 1 for n in shape)
     check(name, "shape", tuple(shape), sizes, "(B, ...), integers >= 1", "(1, 64)")
-    check(name, "steps", steps, isinstance(steps, int) and steps >= 1, "an integer >= 1", 100)
+    whole(name, "steps", steps, example=100)
 
 
 def check_labels(name: str, y: Tensor, shape: Sequence[int]) -> None:

@@ -7,8 +7,7 @@ import threading
 from functools import lru_cache
 from typing import Any
 
-from ..optim import check
-from ..recipe import _at_least
+from ..checks import check, not_negative, number, positive, probability, whole
 
 
 def epsilon(z: float, q: float, rounds: int, delta: float) -> float:
@@ -74,8 +73,8 @@ def calibrate(target: float, q: float, rounds: int, delta: float) -> float:
         0.78
     """
     check_odds("calibrate", q, delta)
-    check("calibrate", "target", target, 0 < target < math.inf, "> 0 and finite", 8.0)
-    check("calibrate", "rounds", rounds, _at_least(rounds, 1), "an integer >= 1", 100)
+    positive("calibrate", "target", target, 8.0)
+    whole("calibrate", "rounds", rounds, example=100)
     dpa = _accounting()
     make = lambda: dpa.pld.PLDAccountant(value_discretization_interval=_GRID)
     event = lambda z: _event(z, q, rounds)
@@ -100,21 +99,21 @@ def local_epsilon(std: float, max_norm: float, rounds: int, delta: float) -> flo
         >>> local_epsilon(1.0, 0.5, rounds=1, delta=1e-3) == epsilon(1.0, 1.0, 1, 1e-3)
         True
     """
-    check("local_epsilon", "max_norm", max_norm, 0 < max_norm < math.inf, "> 0 and finite", 1.0)
-    check("local_epsilon", "std", std, 0 <= std < math.inf, ">= 0 and finite", 0.5)
+    positive("local_epsilon", "max_norm", max_norm, 1.0)
+    not_negative("local_epsilon", "std", std, 0.5)
     return epsilon(std / (2 * max_norm), 1.0, rounds, delta)
 
 
 def check_odds(name: str, q: float, delta: float) -> None:
     """q and delta, as every account wants them."""
-    check(name, "q", q, 0 < q <= 1, "> 0 and <= 1", 0.1)
-    check(name, "delta", delta, 0 < delta < 1, "> 0 and < 1, far below 1 / N", 1e-5)
+    probability(name, "q", q, 0.1)
+    check(name, "delta", delta, 0 < number(delta) < 1, "> 0 and < 1, far below 1 / N", 1e-5)
 
 
 def _checked(name: str, z: float, q: float, rounds: int, delta: float) -> None:
     check_odds(name, q, delta)
-    check(name, "z", z, 0 <= z < math.inf, ">= 0 and finite", 1.0)
-    check(name, "rounds", rounds, _at_least(rounds, 0), "an integer >= 0", 100)
+    not_negative(name, "z", z, 1.0)
+    whole(name, "rounds", rounds, 0, example=100)
 
 
 def _accounting() -> Any:

@@ -8,18 +8,19 @@ update is cut to norm S, the sum gets Gaussian noise of z S a number, and is div
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..aggregate import total
 from ..algorithms.base import Algorithm, Reply, State
-from ..federate import Clients, Evaluate, Round, loop
-from ..optim import check
+from ..checks import check, not_negative, number
+from ..loop import Clients, Evaluate, Run
 from ..participation import poisson
-from ..recipe import Recipe, _at_least, _same_recipe
+from ..recipe import Recipe
 from ..rng import Use, numpy_rng
 from ..transform import Context, Memory, Pipeline, Rowwise, chain, clip, noise
 from .accounting import check_odds, ledger
@@ -46,7 +47,7 @@ def private_mean(max_norm: float, z: float, expected: float) -> Pipeline:
         McMahan, Ramage, Talwar, Zhang, 2018, "Learning differentially private recurrent language
         models", Algorithm 1.
     """
-    check("private_mean", "z", z, 0 <= z < math.inf, ">= 0 and finite", 1.0)
+    not_negative("private_mean", "z", z, 1.0)
     cut, divide = clip(max_norm)._replace(private=True), total(expected)
     return chain(cut, divide, noise(z * max_norm / expected))
 
@@ -117,23 +118,22 @@ def local_noise(std: float, max_norm: float) -> Rowwise:
         >>> local_noise(0.5, 1.0).name
         'local_noise(0.5, 1.0)'
     """
-    check("local_noise", "std", std, 0 <= std < math.inf, ">= 0 and finite", 0.5)
+    not_negative("local_noise", "std", std, 0.5)
     shorten = clip(max_norm)
 
     def apply(delta: Tensor, n: Tensor, memory: Memory, ctx: Context) -> tuple[Tensor, Memory]:
         short, memory = shorten.apply(delta, n, memory, ctx)
         draws = [
             numpy_rng(ctx.seed, Use.LOCAL_NOISE, ctx.round, int(k)).standard_normal(delta.shape[1])
-            for k in ctx.rows
+            for k in ctx.answered
         ]
-        own = torch.stack([torch.from_numpy(d) for d in draws]).to(short)
+        own = torch.from_numpy(np.reshape(draws, short.shape)).to(short)
         return short + std * own, memory
 
     return Rowwise(f"local_noise({std}, {max_norm})", apply, private=True)
 
 
 def dp_federate(
-    recipe: Recipe,
     clients: Clients,
     *,
     rounds: int,
@@ -142,7 +142,11 @@ def dp_federate(
     budget: float = math.inf,
     evaluate: Evaluate | None = None,
     every: int = 1,
-) -> Iterator[Round]:
+    skip: int = 0,
+    checkpoint: str | Path | None = None,
+    save_every: int = 1,
+    resume: str | Path | Run | bool | None = None,
+) -> Run:
     """Federated rounds whose epsilon is known, and which end before the budget is overspent.
 
     The cohort is Poisson-sampled; a round without a client still adds its noise: that nobody came
@@ -151,28 +155,29 @@ def dp_federate(
 
     What epsilon covers: ``theta`` of every round, and what is computed from it alone: ``sent``,
     ``metrics`` on data of nobody in the population, the round in which the budget ends the run.
-    Nothing else of a :class:`~fedlearn.federate.Round` may leave the server: ``cohort``,
-    ``called``, ``deltas``, ``p``, ``loss``, ``received`` and ``seconds`` are exact. Whoever learns
-    the cohorts, or the seed that draws them and the noise, is promised nothing by q.
+    Nothing else of a :class:`~fedlearn.history.Round` may leave the server: ``called``,
+    ``answered``, ``deltas``, ``p``, ``loss``, ``received`` and ``seconds`` are exact. Whoever
+    learns the cohorts, or the seed that draws them and the noise, is promised nothing by q.
 
     Args:
-        recipe: With a pipeline of ``private_mean``, or another that ``noise_multiplier`` accepts;
-            its method must send ``delta`` alone, and its server read nothing else.
-        clients: Where the clients are.
+        clients: Where the clients are. Their recipe has a pipeline of ``private_mean``, or another
+            that ``noise_multiplier`` accepts; its method must send ``delta`` alone, and its server
+            read nothing else.
         rounds: T, at most.
         q: Probability with which a client joins a round.
         delta: 0 < delta < 1.
         budget: The largest epsilon that may be spent.
-        evaluate, every: As for ``federate``.
+        evaluate, every, skip, checkpoint, save_every: As for ``federate``.
+        resume: As for ``federate``; the rounds before are on the account.
 
     Returns:
-        An iterator of :class:`~fedlearn.federate.Round`; ``metrics["epsilon"]`` is what has been
-        spent. It ends before the round that would exceed the budget.
+        A :class:`~fedlearn.loop.Run`; ``metrics["epsilon"]`` is what has been spent. It ends before
+        the round that would exceed the budget.
 
     Raises:
         ValueError: At once, if one client's influence is not bounded, the divisor is not q N, the
-            server wants single clients' numbers, a number is out of range, or the clients have
-            another recipe. From the iterator, if clients send more than ``delta``.
+            server wants single clients' numbers, a number is out of range, or what is resumed had
+            another recipe, q or delta. From the iterator, if clients send more than ``delta``.
 
     Example:
         >>> from fedlearn import algorithms, data, model, partition
@@ -180,9 +185,9 @@ def dp_federate(
         >>> parts = partition.iid(digits.y, 100, numpy_rng(0, Use.PARTITION))
         >>> pipeline = private_mean(0.5, z=1.0, expected=20)
         >>> recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0, pipeline)
-        >>> from fedlearn.federate import Simulated
+        >>> from fedlearn import Simulated
         >>> clients = Simulated(recipe, digits.x, digits.y, parts)
-        >>> run = dp_federate(recipe, clients, rounds=99, q=0.2, delta=1e-3, budget=4.0)
+        >>> run = dp_federate(clients, rounds=99, q=0.2, delta=1e-3, budget=4.0)
         >>> spent = [r.metrics["epsilon"] for r in run]
         >>> spent[-1] <= 4.0, len(spent) < 99
         (True, True)
@@ -191,10 +196,8 @@ def dp_federate(
         McMahan et al., 2018, Algorithm 1, with this accountant in place of the moments accountant.
     """
     check_odds("dp_federate", q, delta)
-    check("dp_federate", "budget", budget, budget > 0, "> 0", 8.0)
-    check("dp_federate", "rounds", rounds, _at_least(rounds, 1), "an integer >= 1", 60)
-    check("dp_federate", "every", every, _at_least(every, 1), "an integer >= 1", 1)
-    _same_recipe(recipe, getattr(clients, "recipe", recipe))
+    check("dp_federate", "budget", budget, number(budget) > 0, "> 0", 8.0)
+    recipe = clients.recipe
     z = noise_multiplier(recipe.pipeline)
     share = recipe.pipeline.reduce.share
     assert share is not None
@@ -204,8 +207,31 @@ def dp_federate(
             f"dp_federate: the sum must be divided by q N = {expected:g}, got {1 / share:g}, "
             f"e.g. private_mean(1.0, z=1.0, expected={expected:g})"
         )
-    run = loop(_sealed(recipe), clients, rounds, poisson(q), evaluate, every)
-    return _within(run, z, q, delta, budget)
+    account = Spending(z, q, delta, budget)
+    run = Run(
+        "dp_federate",
+        clients,
+        poisson(q),
+        rounds,
+        evaluate,
+        every,
+        skip,
+        recipe=_sealed(recipe),
+        account=account,
+    )
+    return run.begin(checkpoint, save_every, resume)
+
+
+class Spending:
+    """What a run has spent of its budget: epsilon, by rounds of Poisson-sampled Gaussian noise."""
+
+    def __init__(self, z: float, q: float, delta: float, budget: float):
+        self.ledger, self.budget = {"z": z, "q": float(q), "delta": float(delta)}, budget
+        self._account = ledger(**self.ledger)
+
+    def spent(self, rounds: int) -> float:
+        """epsilon after so many rounds."""
+        return self._account.after(rounds)
 
 
 def _sealed(recipe: Recipe) -> Recipe:
@@ -232,16 +258,3 @@ def blind(method: Algorithm) -> Algorithm:
             ) from e
 
     return method._replace(server=server)
-
-
-def _within(
-    run: Iterator[Round], z: float, q: float, delta: float, budget: float
-) -> Iterator[Round]:
-    spending = ledger(z, float(q), float(delta))
-    t = 0
-    while (spent := spending.after(t + 1)) <= budget:
-        r = next(run, None)
-        if r is None:
-            return
-        t = r.t + 1
-        yield r._replace(metrics={**r.metrics, "epsilon": spent})

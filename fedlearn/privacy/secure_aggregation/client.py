@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ...optim import check
+from ...checks import check
 from . import primitives as prim
 from .messages import (
     STAGES,

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...optim import check
-from ...recipe import _at_least
+from ...checks import check, is_whole, positive
 
 LIMIT = 2**31  # of a signed sum mod 2**32
 
@@ -54,9 +53,9 @@ class FixedPoint:
 
     def __post_init__(self) -> None:
         bound, bits = self.bound, self.bits
-        check("FixedPoint", "bound", bound, 0 < bound < math.inf, "> 0 and finite", 8.0)
+        positive("FixedPoint", "bound", bound, 8.0)
         check(
-            "FixedPoint", "clients", self.clients, _at_least(self.clients, 1), "an integer >= 1", 50
+            "FixedPoint", "clients", self.clients, is_whole(self.clients, 1), "an integer >= 1", 50
         )
         most = _most_bits(bound, self.clients)
         if most is None:
@@ -70,7 +69,7 @@ class FixedPoint:
             rule = (
                 f"an integer from 0 to {most}, so that {self.clients} x {bound} stays below 2**31"
             )
-            check("FixedPoint", "bits", bits, _at_least(bits, 0) and bits <= most, rule, most)
+            check("FixedPoint", "bits", bits, is_whole(bits, 0, most), rule, most)
 
     @property
     def scale(self) -> float:
@@ -93,7 +92,7 @@ class FixedPoint:
                 f"more, e.g. clip({self.bound}) before it or a larger bound"
             )
         rule = f"an integer from 1 to clients = {self.clients}"
-        check("encode", "times", times, _at_least(times, 1) and times <= self.clients, rule, 1)
+        check("encode", "times", times, is_whole(times, 1, self.clients), rule, 1)
         return np.rint(x * (times * self.scale)).astype(np.int64).astype(np.uint32)
 
     def decode(self, total: np.ndarray) -> np.ndarray:

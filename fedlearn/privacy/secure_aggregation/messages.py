@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...optim import check
-from ...recipe import _at_least
+from ...checks import RoundFailed, check, is_whole
 from . import primitives as prim
 
 STAGES = ("keys", "shares", "masked", "votes", "opened")
@@ -25,7 +24,7 @@ class Refused(RuntimeError):
     """A message that doesn't fit the protocol: altered, repeated, not signed, of another round."""
 
 
-class TooFew(RuntimeError):
+class TooFew(RoundFailed, RuntimeError):
     """A round that ends below its threshold: nothing is opened.
 
     Attributes:
@@ -207,7 +206,7 @@ def check_threshold(name: str, threshold: int | None, clients: int) -> int:
     check(name, "the cohort", clients, clients >= 2, rule, 10)
     t = default_threshold(clients) if threshold is None else threshold
     good = default_threshold(clients)
-    check(name, "threshold", t, _at_least(t, 1), "an integer >= 2", good)
+    check(name, "threshold", t, is_whole(t, 1), "an integer >= 2", good)
     check(name, "threshold", t, t <= clients, f"at most the cohort's {clients} clients", good)
     rule = (
         f"more than half of the cohort's {clients} clients (a server could ask one half for one "

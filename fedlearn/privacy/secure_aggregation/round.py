@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...optim import check
-from ...recipe import _at_least
+from ...checks import check, is_whole
 from . import primitives as prim
 from .client import Client
 from .fixed_point import FixedPoint
@@ -251,7 +250,7 @@ def _presence(K: int, dropped: Mapping[str, Iterable[int]]) -> There:
         rule = "one of " + ", ".join(STAGES)
         check("secure_sum", "dropped", stage, stage in STAGES, rule, {"masked": [1]})
         for k in who:
-            known = _at_least(k, 0) and k < K
+            known = is_whole(k, 0) and k < K
             check("secure_sum", "dropped", k, known, f"clients from 0 to {K - 1}", {"masked": [1]})
     out = {stage: set(who) for stage, who in dropped.items()}
     return lambda stage, clients: [k for k in clients if k not in out.get(stage, ())]

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...optim import check
-from ...recipe import _at_least
+from ...checks import RoundFailed, check, is_whole
 from ...transform import After, Context, Memory, Reduce, Rowwise
 from . import primitives as prim
 from .client import Client
@@ -64,15 +63,16 @@ def secure_mean(
     """
     code = FixedPoint(bound, total, bits)
     t = threshold
-    check("secure_mean", "threshold", t, t is None or _at_least(t, 2), "an integer >= 2", 7)
+    check("secure_mean", "threshold", t, t is None or is_whole(t, 2), "an integer >= 2", 7)
     desk = _Desk(t, total)
 
     def mask(delta: Tensor, n: Tensor, memory: Memory, ctx: Context) -> tuple[Tensor, Memory]:
-        rows = zip(ctx.rows, delta.detach().cpu().double().numpy(), n.tolist(), strict=True)
+        rows = zip(ctx.answered, delta.detach().cpu().double().numpy(), n.tolist(), strict=True)
         plain = [(int(k), _weighted(code, int(k), x, w)) for k, x, w in rows]
         y = [torch.from_numpy(desk.mask(k, x, ctx).view(np.int32)) for k, x in plain]
         desk.dtype = delta.dtype
-        return torch.stack(y).to(delta.device), memory
+        none = delta.new_zeros((0, delta.shape[1] + 1), dtype=torch.int32)
+        return torch.stack(y).to(delta.device) if y else none, memory
 
     def reveal(masked: Tensor, ctx: Context) -> Tensor:
         total = desk.open(masked.cpu().numpy().view(np.uint32), ctx)
@@ -114,7 +114,7 @@ class _Desk:
         self.dtype = torch.float32
 
     def mask(self, k: int, x: np.ndarray, ctx: Context) -> np.ndarray:
-        here = (ctx.round, tuple(int(v) for v in ctx.cohort))
+        here = (ctx.round, tuple(int(v) for v in ctx.called))
         if here != self._round or k in self._masked:  # again: the round was given up, begin anew
             self._begin(here, ctx)
         if k not in self._letters:
@@ -127,13 +127,13 @@ class _Desk:
 
     def open(self, total: np.ndarray, ctx: Context) -> np.ndarray:
         """The sum without the masks; the round's secrets are forgotten, whatever happens."""
-        answered, masked, here = [int(k) for k in ctx.rows], self._masked, self._round
+        answered, masked, here = [int(k) for k in ctx.answered], self._masked, self._round
         clients, server = self._clients, self._server
         self._round, self._masked, self._clients, self._server = None, set(), {}, None
-        t = self._threshold or max(2, default_threshold(len(ctx.cohort)))
+        t = self._threshold or max(2, default_threshold(len(ctx.called)))
         if len(answered) < t:
             raise TooFew(ctx.round, "masked", len(answered), t)
-        same = here == (ctx.round, tuple(int(v) for v in ctx.cohort)) and masked == set(answered)
+        same = here == (ctx.round, tuple(int(v) for v in ctx.called)) and masked == set(answered)
         if server is None or not same:
             raise Refused(
                 f"secure_mean, round {ctx.round}: this pipeline, in this process, did not mask "
@@ -148,7 +148,7 @@ class _Desk:
         if ctx.turns is not None:
             raise ValueError(
                 "secure_mean: an asynchronous run has no common round in which masks could cancel; "
-                "use federate(recipe, clients, ...), where the cohort answers together"
+                "use federate(clients, ...), where the cohort answers together"
             )
         rule = "clients that are called once each: draw without replacement"
         once = len(set(here[1])) == len(here[1])
@@ -156,7 +156,10 @@ class _Desk:
             "secure_mean", "the cohort", list(here[1]), once, rule, "weighted(k, n, replace=False)"
         )
         self._no_wrapping(len(here[1]))
-        t = check_threshold("secure_mean", self._threshold, len(here[1]))
+        try:
+            t = check_threshold("secure_mean", self._threshold, len(here[1]))
+        except ValueError as e:  # the next round's cohort may be another
+            raise RoundFailed(str(e)) from None
         for k in here[1]:
             self._identities.setdefault(k, prim.identity())
         self._clients, self._server = enroll(here[1], ctx.round, t, self._identities)
