@@ -29,11 +29,8 @@ class Fleet(NamedTuple):
     ) -> np.ndarray:
         """From the broadcast to the reply: sent / down + examples * compute + received / up. (K,) s
 
-        Args:
-            clients: (K,) their numbers.
-            examples: (K,) examples processed, n_k * E for a whole round.
-            sent: Bytes of the broadcast to one client.
-            received: Bytes of one reply.
+        ``clients`` (K,) are numbers, ``examples`` (K,) those processed, n_k E for a whole round;
+        ``sent`` and ``received`` are bytes to and from one client.
 
         Example:
             >>> one = Fleet(np.array([0.001]), np.array([1e6]), np.array([5e5]))

@@ -23,6 +23,8 @@ from .federate import Recipe
 from .simulated import no_reply
 from .transform import Context
 
+__all__ = ["GridClients", "client_app"]
+
 Load = Callable[[FlowerContext], tuple[Recipe, Tensor, Tensor, np.ndarray]]
 
 

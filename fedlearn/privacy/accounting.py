@@ -159,6 +159,7 @@ class Ledger:
         self._lock = threading.Lock()  # a panel's thread and the notebook's ask at once
 
     def after(self, rounds: int) -> float:
+        """epsilon after that many rounds."""
         if not self.z or self.q == 1:
             return epsilon(self.z, self.q, rounds, self.delta)
         with self._lock:
