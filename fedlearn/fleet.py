@@ -59,10 +59,7 @@ def fleet(
         down: Median bytes a second to the client.
         up: Median bytes a second from it, as a rule less.
         spread: Standard deviation of the logarithms; 0 makes all alike, at 1 one in six is 2.7
-            times slower than the median.
-
-    Raises:
-        ValueError: If a number is out of range.
+            times slower than the median. ValueError if a number is out of range.
 
     Example:
         >>> fleet(3, spread=0.0).compute

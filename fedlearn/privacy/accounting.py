@@ -23,10 +23,7 @@ def epsilon(z: float, q: float, rounds: int, delta: float) -> float:
         z: Noise multiplier; 0 gives infinity.
         q: Probability with which a client joins a round, 0 < q <= 1.
         rounds: T >= 0.
-        delta: 0 < delta < 1, far below 1 / N.
-
-    Raises:
-        ValueError: If a number is out of range.
+        delta: 0 < delta < 1, far below 1 / N. ValueError if a number is out of range.
 
     Example:
         >>> round(epsilon(1.0, q=0.1, rounds=100, delta=1e-3), 2)
@@ -91,10 +88,7 @@ def local_epsilon(std: float, max_norm: float, rounds: int, delta: float) -> flo
         std: Of the noise on every number.
         max_norm: S.
         rounds: T in which it takes part.
-        delta: 0 < delta < 1.
-
-    Raises:
-        ValueError: If a number is out of range.
+        delta: 0 < delta < 1. ValueError if a number is out of range.
 
     Example:
         >>> local_epsilon(1.0, 0.5, rounds=1, delta=1e-3) == epsilon(1.0, 1.0, 1, 1e-3)
