@@ -28,10 +28,7 @@ def polynomial(a: float = 0.5) -> Callable[[Tensor], Tensor]:
     """Weight of an update that is s server steps old: (1 + s)^-a, as (K,) ages -> (K,) weights.
 
     Args:
-        a: >= 0; 0 forgives everything.
-
-    Raises:
-        ValueError: If ``a`` is out of range.
+        a: >= 0 and finite, else ValueError; 0 forgives everything.
 
     Example:
         >>> polynomial(0.5)(torch.tensor([0.0, 3.0]))

@@ -243,7 +243,12 @@ _TIMEOUT_S = 15.0  # torchvision sets none: without it a dead network hangs the 
 
 
 def data_folder(folder: str | Path | None = None) -> Path:
-    """Where torchvision's files are looked for: ``folder``, $FEDLEARN_DATA, or the user's cache."""
+    """Where torchvision's files are looked for: ``folder``, $FEDLEARN_DATA, or the user's cache.
+
+    Example:
+        >>> data_folder("somewhere").name
+        'somewhere'
+    """
     from platformdirs import user_cache_path
 
     return Path(folder or os.environ.get("FEDLEARN_DATA") or user_cache_path("fedlearn"))

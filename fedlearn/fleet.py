@@ -28,11 +28,8 @@ class Fleet(NamedTuple):
     ) -> np.ndarray:
         """From the broadcast to the reply: sent / down + examples * compute + received / up. (K,) s
 
-        Args:
-            clients: (K,) their numbers.
-            examples: (K,) examples processed, n_k * E for a whole round.
-            sent: Bytes of the broadcast to one client.
-            received: Bytes of one reply.
+        ``clients`` (K,) are numbers, ``examples`` (K,) those processed, n_k E for a whole round;
+        ``sent`` and ``received`` are bytes to and from one client.
 
         Example:
             >>> one = Fleet(np.array([0.001]), np.array([1e6]), np.array([5e5]))
@@ -61,10 +58,7 @@ def fleet(
         down: Median bytes a second to the client.
         up: Median bytes a second from it, as a rule less.
         spread: Standard deviation of the logarithms; 0 makes all alike, at 1 one in six is 2.7
-            times slower than the median.
-
-    Raises:
-        ValueError: If a number is out of range.
+            times slower than the median. ValueError if a number is out of range.
 
     Example:
         >>> fleet(3, spread=0.0).compute

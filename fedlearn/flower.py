@@ -23,6 +23,8 @@ from .checks import RoundFailed
 from .recipe import Memories, Recipe, client_step, no_reply, shards_of
 from .transform import Context
 
+__all__ = ["GridClients", "client_app"]
+
 Load = Callable[[FlowerContext], tuple[Recipe, Tensor, Tensor, np.ndarray]]
 
 

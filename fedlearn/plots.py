@@ -82,10 +82,8 @@ def curves(
         ax: Where to draw.
         histories: Label -> :class:`~fedlearn.history.History`.
         x: Column on the x axis: ``"round"`` or ``"bytes"`` (drawn in MB).
-        y: Column on the y axis: ``"loss"``, ``"accuracy"``, ``"train_loss"``.
-
-    Raises:
-        ValueError: If a history has no such column.
+        y: Column on the y axis: ``"loss"``, ``"accuracy"``, ``"train_loss"``; ValueError if a
+            history has none.
 
     Example:
         >>> from matplotlib.figure import Figure

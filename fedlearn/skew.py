@@ -64,11 +64,8 @@ def add_noise(x: Tensor, parts: list[np.ndarray], std: Sequence[float], seed: in
     Args:
         x: (n, features) in [0, 1]. A changed copy is returned.
         parts: N index arrays.
-        std: (N,) standard deviations, >= 0.
+        std: (N,) standard deviations, >= 0 and finite, else ValueError.
         seed: The draw of client k depends on (seed, k) alone.
-
-    Raises:
-        ValueError: If a number is negative, or there isn't one finite number a client.
 
     Example:
         >>> x = torch.full((2, 3), 0.5)
@@ -95,10 +92,7 @@ def brighten(x: Tensor, parts: list[np.ndarray], factor: Sequence[float]) -> Ten
     Args:
         x: (n, features) in [0, 1]. A changed copy is returned.
         parts: N index arrays.
-        factor: (N,) factors, >= 0; 1 changes nothing, 0 is black.
-
-    Raises:
-        ValueError: If a number is negative, or there isn't one finite number a client.
+        factor: (N,) factors, >= 0 and finite, else ValueError; 1 changes nothing, 0 is black.
 
     Example:
         >>> brighten(torch.tensor([[0.4, 0.8]]), [np.array([0])], [1.5])
@@ -123,10 +117,7 @@ def swap_labels(
     Args:
         y: (n,) classes. A changed copy is returned.
         parts: N index arrays.
-        pairs: (N,) pairs (a, b).
-
-    Raises:
-        ValueError: If there isn't one pair or None a client.
+        pairs: (N,) pairs (a, b), or None; ValueError if there isn't one a client.
 
     Example:
         >>> swap_labels(torch.tensor([0, 1, 1]), [np.array([0, 1]), np.array([2])], [(0, 1), None])

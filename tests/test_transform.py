@@ -42,7 +42,7 @@ def test_clip_bounds_a_row_without_a_finite_norm_and_leaves_the_others(bad):
 
 @pytest.mark.parametrize("name", ROWWISE)
 def test_a_row_alone_is_that_row_of_the_stack(name):
-    """STYLE's battery, item 6: what a client does can't depend on the other clients."""
+    """What a client does can't depend on the other clients."""
     stage, delta, n = ROWWISE[name], rows(), torch.arange(1.0, 5.0)
     memory = {k: torch.randn(4, *v.shape) for k, v in stage.memory(torch.zeros(30)).items()}
     whole, kept = stage.apply(delta, n, memory, CTX)

@@ -28,10 +28,7 @@ def stamp(x: Tensor, shape: tuple[int, ...], size: int = 2, value: float = 1.0) 
         x: (n, features) pictures lying flat. A changed copy is returned.
         shape: Of one picture, ``Dataset.shape``: (h, w) or (channels, h, w).
         size: The patch's side in pixels, from 1 to the picture's.
-        value: Of its pixels, in every channel.
-
-    Raises:
-        ValueError: If x has no pictures of this shape, or the patch doesn't fit.
+        value: Of its pixels, in every channel. ValueError if x has no such pictures.
 
     Example:
         >>> import torch
@@ -114,10 +111,8 @@ def boost(factor: float) -> Attack:
     own model is, once the honest updates have become small: theta + delta_k + Σ_j≠k p_j delta_j.
 
     Args:
-        factor: > 0; 1 changes nothing. The paper's n / eta is K for K equal clients.
-
-    Raises:
-        ValueError: If ``factor`` is not > 0 and finite.
+        factor: > 0 and finite, else ValueError; 1 changes nothing. The paper's n / eta is K for K
+            equal clients.
 
     Example:
         >>> import torch
@@ -139,10 +134,7 @@ def hide(radius: float = 0.7) -> Attack:
     half of the honest: a rule that keeps what is central may well keep the attackers.
 
     Args:
-        radius: In median honest distances, > 0.
-
-    Raises:
-        ValueError: If ``radius`` is not > 0 and finite.
+        radius: In median honest distances, > 0 and finite, else ValueError.
 
     Example:
         >>> import torch
@@ -179,10 +171,7 @@ def backdoor_rate(
         theta: (d,) its parameters.
         x: (m, ...) test examples, without the trigger.
         y: (m,) their true classes.
-        trigger, target: As for :func:`poison`.
-
-    Raises:
-        ValueError: If all examples have the target's class.
+        trigger, target: As for :func:`poison`; ValueError if all examples are of class ``target``.
 
     Example:
         >>> import torch

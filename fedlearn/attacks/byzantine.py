@@ -98,10 +98,7 @@ def sign_flip(scale: float = 1.0) -> Attack:
     updates shrink as the model fits their data, the attackers' hardly do.
 
     Args:
-        scale: How many times as long, > 0.
-
-    Raises:
-        ValueError: If ``scale`` is not > 0 and finite.
+        scale: How many times as long, > 0 and finite, else ValueError.
 
     Example:
         >>> sign_flip(2.0)(torch.zeros(3, 2), torch.tensor([[1.0, -0.5]]), None)
@@ -117,10 +114,7 @@ def gaussian(std: float) -> Attack:
     A client's draw depends on (seed, round, client) alone.
 
     Args:
-        std: > 0.
-
-    Raises:
-        ValueError: If ``std`` is not > 0 and finite.
+        std: > 0 and finite, else ValueError.
 
     Example:
         >>> ctx = Context(0, 3, np.arange(4), np.array([1]))
@@ -148,10 +142,8 @@ def little_is_enough(z: float | None = None) -> Attack:
     Omniscient.
 
     Args:
-        z: How many standard deviations; None for :func:`z_max` of the round's K and f.
-
-    Raises:
-        ValueError: If ``z`` is negative or not finite.
+        z: How many standard deviations, >= 0 and finite, else ValueError; None for :func:`z_max` of
+            the round's K and f.
 
     Example:
         >>> honest = torch.tensor([[1.0], [3.0]])  # mean 2, standard deviation 1
@@ -186,11 +178,8 @@ def z_max(K: int, f: int) -> float:
     f = 2 (K even) or 1 (K odd): so few can't hide anything.
 
     Args:
-        K: Clients of the round.
-        f: Attackers among them, at most K.
-
-    Raises:
-        ValueError: If f or K is out of range.
+        K: Clients of the round, >= 1, else ValueError.
+        f: Attackers among them, from 0 to K, else ValueError.
 
     Example:
         >>> round(z_max(50, 24), 3)  # s = 2, 24 of 26
@@ -219,10 +208,7 @@ def inner_product(epsilon: float) -> Attack:
     clients turn the mean into ((K - f) - epsilon f) / K of the honest one.
 
     Args:
-        epsilon: > 0.
-
-    Raises:
-        ValueError: If ``epsilon`` is not > 0 and finite.
+        epsilon: > 0 and finite, else ValueError.
 
     Example:
         >>> inner_product(0.5)(torch.tensor([[1.0], [3.0]]), torch.zeros(1, 1), None)

@@ -228,13 +228,10 @@ def match(guess: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     that the errors' sum is smallest (the Hungarian method).
 
     Args:
-        guess, truth: (B, ...) both.
+        guess, truth: (B, ...) both, else ValueError.
 
     Returns:
         errors (B,), and order (B,): ``guess[order[i]]`` belongs to ``truth[i]``.
-
-    Raises:
-        ValueError: If the shapes differ.
 
     Example:
         >>> truth = torch.tensor([[0.0, 0.0], [1.0, 1.0]])

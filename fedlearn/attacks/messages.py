@@ -27,10 +27,7 @@ def gradient(task: Task, theta: Tensor) -> Send:
         task: A classifier. Its activations should be smooth (sigmoid, tanh): a ReLU's second
             derivative is 0, and L-BFGS often gets stuck. Signed Adam, ``invert_cosine``, works
             on ReLU networks, too.
-        theta: (d,) the broadcast parameters.
-
-    Raises:
-        ValueError: If theta doesn't fit the task.
+        theta: (d,) the broadcast parameters; ValueError if they don't fit the task.
 
     Example:
         >>> from fedlearn.model import softmax_regression

@@ -22,10 +22,8 @@ def label_distance(counts: np.ndarray) -> np.ndarray:
     2 (1 - m/C): 1.6 for two labels of ten, 1.8 for one.
 
     Args:
-        counts: (N, C) examples per client and label, from :func:`fedlearn.partition.counts`.
-
-    Raises:
-        ValueError: If ``counts`` is not (N, C), holds a negative number, or a client has none.
+        counts: (N, C) examples per client and label, from :func:`fedlearn.partition.counts`;
+            ValueError if it has another shape, holds a negative number, or a client has none.
 
     Example:
         >>> label_distance(np.eye(10))[:2].round(6)
@@ -86,10 +84,7 @@ def gini(sizes: np.ndarray) -> float:
     0 for equal sizes, up to 1 - 1/N when one client holds everything.
 
     Args:
-        sizes: (N,) examples of every client.
-
-    Raises:
-        ValueError: If a size is negative or all are 0.
+        sizes: (N,) examples of every client; ValueError if one is negative or all are 0.
 
     Example:
         >>> gini([10, 10, 10, 10]), gini([0, 0, 0, 40])
@@ -156,10 +151,7 @@ def gradient_dissimilarity(gradients: Tensor, p: Tensor) -> Dissimilarity:
 
     Args:
         gradients: (N, d), from :func:`client_gradients`.
-        p: (N,) weights summing to 1.
-
-    Raises:
-        ValueError: If the shapes don't fit, or p doesn't sum to 1.
+        p: (N,) weights summing to 1; ValueError if they don't, or don't fit.
 
     Example:
         >>> g = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -200,10 +192,7 @@ def drift(deltas: Tensor, p: Tensor) -> Drift:
 
     Args:
         deltas: (K, d) updates, ``Round.deltas``.
-        p: (K,) weights summing to 1, ``Round.p``.
-
-    Raises:
-        ValueError: If the shapes don't fit, or p doesn't sum to 1.
+        p: (K,) weights summing to 1, ``Round.p``; ValueError if they don't, or don't fit.
 
     Example:
         >>> d = drift(torch.tensor([[3.0, 4.0], [3.0, -4.0]]), torch.tensor([0.5, 0.5]))
@@ -243,10 +232,8 @@ def weight_divergence(theta: Tensor, reference: Tensor) -> float:
 
     Args:
         theta: (d,) federated parameters.
-        reference: (d,) those of the same recipe with all data in one place.
-
-    Raises:
-        ValueError: If the shapes differ or the reference is 0.
+        reference: (d,) those of the same recipe with all data in one place; ValueError if it is 0
+            or of another shape.
 
     Example:
         >>> weight_divergence(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0]))

@@ -94,13 +94,10 @@ def of(A, b, p=None) -> Quadratics:  # type: ignore[no-untyped-def]
     """Quadratics from numbers, diagonals or matrices.
 
     Args:
-        A: (K,) curvatures in one dimension, (K, d) diagonals, or (K, d, d) matrices.
+        A: (K,) curvatures in one dimension, (K, d) diagonals, or (K, d, d) matrices, symmetric and
+            positive semi-definite, else ValueError.
         b: (K,) or (K, d) minima.
-        p: (K,) weights; None for 1/K each. They are scaled to sum 1.
-
-    Raises:
-        ValueError: If shapes don't fit, a matrix is not symmetric positive semi-definite, or a
-            weight is not > 0.
+        p: (K,) weights > 0, else ValueError; None for 1/K each. They are scaled to sum 1.
 
     Example:
         >>> of([1.0, 4.0], [0.0, 1.0]).A.shape

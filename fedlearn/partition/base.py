@@ -29,10 +29,7 @@ def counts(parts: list[np.ndarray], labels: np.ndarray, classes: int) -> np.ndar
     Args:
         parts: N index arrays.
         labels: (n,) integer class of each example.
-        classes: C.
-
-    Raises:
-        ValueError: If a label lies outside 0..C-1.
+        classes: C; ValueError if a label lies outside 0..C-1.
 
     Example:
         >>> counts([np.array([0, 1]), np.array([2])], np.array([0, 1, 1]), 2)

@@ -22,11 +22,9 @@ def dirichlet_label(
 
     Args:
         labels, n_clients, rng: As for :func:`~fedlearn.partition.iid`.
-        alpha: Concentration, > 0.
-        min_size: Every client ends up with at least this many examples.
-
-    Raises:
-        ValueError: If ``alpha`` is not > 0, or N * min_size exceeds the number of examples.
+        alpha: Concentration, > 0, else ValueError.
+        min_size: Every client ends up with at least this many examples; ValueError if N * min_size
+            exceeds their number.
 
     Example:
         >>> y = np.repeat(np.arange(3), 40)
@@ -65,10 +63,7 @@ def dirichlet_client(
 
     Args:
         labels, n_clients, rng: As for :func:`~fedlearn.partition.iid`.
-        alpha: Concentration, > 0.
-
-    Raises:
-        ValueError: If ``alpha`` is not > 0, or there are more clients than examples.
+        alpha: Concentration, > 0, else ValueError.
 
     Example:
         >>> y = np.repeat(np.arange(3), 40)
@@ -94,10 +89,7 @@ def client_mixes(
         n_clients: N.
         classes: C.
         rng: Source of the draws.
-        alpha: Concentration, > 0.
-
-    Raises:
-        ValueError: If ``alpha`` is not > 0.
+        alpha: Concentration, > 0, else ValueError.
 
     Example:
         >>> p = client_mixes(2000, 10, np.random.default_rng(0), alpha=1.0)
@@ -122,11 +114,8 @@ def label_and_quantity(
 
     Args:
         labels, n_clients, rng: As for :func:`~fedlearn.partition.iid`.
-        alpha: Concentration of the label mixes, > 0.
-        size_alpha: Concentration of the sizes, > 0.
-
-    Raises:
-        ValueError: If a concentration is not > 0, or there are more clients than examples.
+        alpha: Concentration of the label mixes, > 0, else ValueError.
+        size_alpha: Concentration of the sizes, > 0, else ValueError.
 
     Example:
         >>> y, rng = np.repeat(np.arange(3), 40), np.random.default_rng(0)

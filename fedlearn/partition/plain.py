@@ -38,10 +38,8 @@ def shards(
 
     Args:
         labels, n_clients, rng: As for :func:`iid`.
-        per_client: Shards a client gets; 2 in the paper.
-
-    Raises:
-        ValueError: If there are more shards than examples.
+        per_client: Shards a client gets; 2 in the paper. ValueError if there are more shards than
+            examples.
 
     Example:
         >>> y = np.repeat(np.arange(4), 10)
@@ -119,10 +117,7 @@ def quantity(labels: np.ndarray, n_clients: int, rng: np.random.Generator, alpha
 
     Args:
         labels, n_clients, rng: As for :func:`iid`.
-        alpha: Concentration, > 0; small means a few large clients.
-
-    Raises:
-        ValueError: If ``alpha`` is not > 0, or there are more clients than examples.
+        alpha: Concentration, > 0, else ValueError; small means a few large clients.
 
     Example:
         >>> parts = quantity(np.zeros(100, int), 5, np.random.default_rng(0), alpha=0.5)
@@ -150,10 +145,7 @@ def by_attribute(attribute: np.ndarray, n_clients: int | None = None) -> Parts:
 
     Args:
         attribute: (n,) value of every example.
-        n_clients: N; None for one client a value.
-
-    Raises:
-        ValueError: If there are fewer values than clients, or not one value an example.
+        n_clients: N; None for one client a value. ValueError if there are fewer values.
 
     Example:
         >>> by_attribute(np.array(["b", "a", "b", "c"]))

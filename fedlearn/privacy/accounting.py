@@ -22,10 +22,7 @@ def epsilon(z: float, q: float, rounds: int, delta: float) -> float:
         z: Noise multiplier; 0 gives infinity.
         q: Probability with which a client joins a round, 0 < q <= 1.
         rounds: T >= 0.
-        delta: 0 < delta < 1, far below 1 / N.
-
-    Raises:
-        ValueError: If a number is out of range.
+        delta: 0 < delta < 1, far below 1 / N. ValueError if a number is out of range.
 
     Example:
         >>> round(epsilon(1.0, q=0.1, rounds=100, delta=1e-3), 2)
@@ -90,10 +87,7 @@ def local_epsilon(std: float, max_norm: float, rounds: int, delta: float) -> flo
         std: Of the noise on every number.
         max_norm: S.
         rounds: T in which it takes part.
-        delta: 0 < delta < 1.
-
-    Raises:
-        ValueError: If a number is out of range.
+        delta: 0 < delta < 1. ValueError if a number is out of range.
 
     Example:
         >>> local_epsilon(1.0, 0.5, rounds=1, delta=1e-3) == epsilon(1.0, 1.0, 1, 1e-3)
@@ -158,6 +152,7 @@ class Ledger:
         self._lock = threading.Lock()  # a panel's thread and the notebook's ask at once
 
     def after(self, rounds: int) -> float:
+        """epsilon after that many rounds."""
         if not self.z or self.q == 1:
             return epsilon(self.z, self.q, rounds, self.delta)
         with self._lock:

@@ -34,10 +34,7 @@ def private_mean(max_norm: float, z: float, expected: float) -> Pipeline:
     Args:
         max_norm: S, the norm that no update exceeds.
         z: Noise multiplier: standard deviation of the sum's noise over S; 0 for none.
-        expected: q N, the cohort's expected size.
-
-    Raises:
-        ValueError: If a number is out of range.
+        expected: q N, the cohort's expected size. ValueError if a number is out of range.
 
     Example:
         >>> [s.name for s in private_mean(0.5, z=1.0, expected=10).on_server]
@@ -109,10 +106,8 @@ def local_noise(std: float, max_norm: float) -> Rowwise:
 
     Args:
         std: Of the noise on every number, >= 0.
-        max_norm: S, the norm to which the update is cut first.
-
-    Raises:
-        ValueError: If a number is out of range.
+        max_norm: S, the norm to which the update is cut first. ValueError if a number is out of
+            range.
 
     Example:
         >>> local_noise(0.5, 1.0).name

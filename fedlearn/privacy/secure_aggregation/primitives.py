@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import struct
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,7 +61,7 @@ def key_pair(seed: bytes, purpose: str, *numbers: int) -> tuple[Any, bytes]:
         >>> key_pair(bytes(16), "mask", 0, 1)[1] == key_pair(bytes(16), "mask", 0, 1)[1]
         True
     """
-    private = _crypto().X25519PrivateKey.from_private_bytes(derive(seed, purpose, *numbers))
+    private = _crypto().x25519.X25519PrivateKey.from_private_bytes(derive(seed, purpose, *numbers))
     return private, private.public_key().public_bytes_raw()
 
 
@@ -81,7 +82,7 @@ def agree(private: Any, public: bytes, purpose: str, *numbers: int, attempt: byt
     Reference:
         Langley, Hamburg, Turner, 2016, "Elliptic curves for security", RFC 7748.
     """
-    theirs = _crypto().X25519PublicKey.from_public_bytes(public)
+    theirs = _crypto().x25519.X25519PublicKey.from_public_bytes(public)
     return derive(private.exchange(theirs), purpose, *numbers, attempt=attempt)
 
 
@@ -143,8 +144,13 @@ def unseal(key: bytes, sealed: bytes, bound: bytes) -> bytes:
 
 
 def identity() -> Any:
-    """A client's long-term signing key, Ed25519: by it the others know who speaks."""
-    return _crypto().Ed25519PrivateKey.generate()
+    """A client's long-term signing key, Ed25519: by it the others know who speaks.
+
+    Example:
+        >>> len(identity().public_key().public_bytes_raw())
+        32
+    """
+    return _crypto().ed25519.Ed25519PrivateKey.generate()
 
 
 def signed(public: bytes, signature: bytes, text: bytes) -> bool:
@@ -157,7 +163,7 @@ def signed(public: bytes, signature: bytes, text: bytes) -> bool:
     """
     c = _crypto()
     try:
-        c.Ed25519PublicKey.from_public_bytes(public).verify(signature, text)
+        c.ed25519.Ed25519PublicKey.from_public_bytes(public).verify(signature, text)
     except (c.InvalidSignature, ValueError):
         return False
     return True
@@ -190,32 +196,22 @@ def combine(shares: list[Share]) -> bytes:
 
 
 def fresh() -> bytes:
-    """16 secret bytes of the operating system's."""
+    """16 secret bytes of the operating system's.
+
+    Example:
+        >>> fresh() == fresh()
+        False
+    """
     return os.urandom(SEED)
 
 
+@cache
 def _crypto() -> SimpleNamespace:
     """Both libraries' names, imported on first use."""
-    if not _NAMES:
-        _NAMES.append(_imported())
-    return _NAMES[0]
-
-
-_NAMES: list[SimpleNamespace] = []
-
-
-def _imported() -> SimpleNamespace:
     try:
         from Crypto.Protocol.SecretSharing import Shamir
         from cryptography.exceptions import InvalidSignature, InvalidTag
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-            Ed25519PrivateKey,
-            Ed25519PublicKey,
-        )
-        from cryptography.hazmat.primitives.asymmetric.x25519 import (
-            X25519PrivateKey,
-            X25519PublicKey,
-        )
+        from cryptography.hazmat.primitives.asymmetric import ed25519, x25519
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
         from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
         from cryptography.hazmat.primitives.hashes import SHA256
@@ -229,10 +225,8 @@ def _imported() -> SimpleNamespace:
         Shamir=Shamir,
         InvalidSignature=InvalidSignature,
         InvalidTag=InvalidTag,
-        Ed25519PrivateKey=Ed25519PrivateKey,
-        Ed25519PublicKey=Ed25519PublicKey,
-        X25519PrivateKey=X25519PrivateKey,
-        X25519PublicKey=X25519PublicKey,
+        ed25519=ed25519,
+        x25519=x25519,
         Cipher=Cipher,
         algorithms=algorithms,
         ChaCha20Poly1305=ChaCha20Poly1305,
