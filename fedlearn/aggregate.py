@@ -6,8 +6,6 @@ carry the result arbitrarily far. The price: they look at updates one client a v
 weights n_k (unless said otherwise), and take a client with unusual data for an attacker.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

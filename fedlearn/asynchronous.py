@@ -112,7 +112,6 @@ def asynchronous(
         rounds,
         evaluate,
         every,
-        0,
         loop=lambda run: _loop(run, clients, concurrency, buffer, staleness, rebase),
     )
     return run.begin(checkpoint, save_every, resume)
@@ -206,10 +205,8 @@ def _loop(
         state = algorithm.server(run.state, delta, reply, p)
         air.launch(state["theta"], t + 1)
         reply["seconds"] = torch.full_like(share, air.now - before, dtype=torch.float64)
-        more = {"staleness": float(ages.mean())}
         state = {**state, "air": air.known()}
-        loss = float(share @ reply["loss"])
-        yield run.keep(ctx, {"theta": theta}, reply, p, state, metrics=more, loss=loss)
+        yield run.keep(ctx, {"theta": theta}, reply, p, state, staleness=float(ages.mean()))
 
 
 def _check(clients: Simulated, concurrency: int, buffer: int) -> None:

@@ -1,7 +1,5 @@
 """The minibatches that each client sees in one round."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The rules that arguments keep. Every message names function, rule, value got and an example."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Local training of K clients at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

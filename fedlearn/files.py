@@ -1,7 +1,5 @@
 """One way to write a file: it is there whole or not at all."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

@@ -1,11 +1,10 @@
 """What a run leaves behind: its rounds, its numbers, and how it ended."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +31,6 @@ class Round(NamedTuple):
         metrics: What ``evaluate`` returned; empty in a round that wasn't evaluated.
         called: Numbers of the clients that the server sent to, those that dropped out included.
         seconds: How long the round took on the simulated clock; NaN without one.
-        failed: Why the round was given up, in words; empty if it wasn't.
     """
 
     t: int
@@ -46,7 +44,6 @@ class Round(NamedTuple):
     metrics: dict[str, float]
     called: np.ndarray
     seconds: float = math.nan
-    failed: str = ""
 
 
 class Diverged(FloatingPointError):
@@ -58,7 +55,7 @@ class Diverged(FloatingPointError):
         history: :class:`History` of the rounds before.
     """
 
-    def __init__(self, round: int, clients: list[int], history: History):
+    def __init__(self, round: int, clients: list[int], history: "History"):
         few, many = ", ".join(map(str, clients[:5])), "s" * (len(clients) > 1)
         more = f" and {len(clients) - 5} more" * (len(clients) > 5)
         who = f"the update of client{many} {few}{more}" if clients else "the server's step"
@@ -87,18 +84,20 @@ class History:
         >>> h["loss"]
         array([2.3, 1.9])
         >>> h
-        History of 2 rounds, at the last: loss 1.9
+        History of 2 rounds; at the last: loss 1.9
     """
 
     def __init__(
         self,
-        columns: dict[str, list[float]] | None = None,
+        columns: Mapping[str, list[float]] | None = None,
         theta: Tensor | None = None,
         stopped: str = "",
-        failed: dict[int, str] | None = None,
+        failed: Mapping[int, str] | None = None,
     ):
-        self.columns: dict[str, list[float]] = {} if columns is None else columns
-        self.theta, self.stopped, self.failed = theta, stopped, failed or {}
+        number = lambda v: math.nan if v is None else v  # JSON has no NaN
+        self.columns = {str(k): list(map(number, v)) for k, v in (columns or {}).items()}
+        self.theta, self.stopped = theta, stopped
+        self.failed = {int(t): why for t, why in (failed or {}).items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.columns:
@@ -113,11 +112,11 @@ class History:
 
     def __repr__(self) -> str:
         ends = [f"{k} {v[-1]:.4g}" for k, v in self.columns.items() if k != "round" and v]
-        said = f"History of {len(self)} rounds" + (f", at the last: {', '.join(ends)}" * bool(ends))
-        gave = f"; {len(self.failed)} given up: rounds {', '.join(map(str, self.failed))}"
-        return (
-            said + gave * bool(self.failed) + f"; ended early: {self.stopped}" * bool(self.stopped)
+        said = [f"History of {len(self)} rounds", *[f"at the last: {', '.join(ends)}"] * bool(ends)]
+        said += [f"{len(self.failed)} given up: {', '.join(map(str, self.failed))}"] * bool(
+            self.failed
         )
+        return "; ".join(said + [f"ended early: {self.stopped}"] * bool(self.stopped))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, History) and self.to_json() == other.to_json()
@@ -149,68 +148,51 @@ class History:
         for name in reversed(self.columns):  # "round", which counts, comes last
             self.columns[name][n:] = [row.get(name, math.nan)]
         self.theta = r.theta
-        if r.failed:
-            self.failed[r.t] = r.failed
 
     # -- to files and back; theta goes with a checkpoint, or with torch.save -----------------------
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """All but theta as JSON text; written to ``path``, too, if one is given."""
-        plain = {k: [_plain(v) for v in column] for k, column in self.columns.items()}
-        whole = {"columns": plain, "stopped": self.stopped, "failed": self.failed}
-        text = json.dumps(whole, ensure_ascii=False)
-        if path is not None:
-            write_whole(path, text.encode())
-        return text
-
-    @classmethod
-    def from_json(cls, source: str | Path) -> History:
-        """Of what :meth:`to_json` made: its text, or the path of the file.
+        """All but theta as JSON text, NaN as null; written to ``path``, too, if one is given.
 
         Example:
             >>> h = History({"round": [1, 2], "loss": [2.3, math.nan]}, stopped="by hand")
             >>> History.from_json(h.to_json()) == h
             True
         """
+        columns = {k: list(map(_plain, column)) for k, column in self.columns.items()}
+        text = json.dumps({"columns": columns, "stopped": self.stopped, "failed": self.failed})
+        if path is not None:
+            write_whole(path, text.encode())
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> "History":
+        """Of what :meth:`to_json` made: its text, or the path of the file."""
         text = str(source)
-        whole = json.loads(text if text.lstrip()[:1] == "{" else Path(source).read_text("utf-8"))
-        columns = {
-            k: [math.nan if v is None else v for v in c] for k, c in whole["columns"].items()
-        }
-        return cls(columns, None, whole["stopped"], {int(k): v for k, v in whole["failed"].items()})
+        return cls(**json.loads(text if text[:1] == "{" else Path(source).read_text()))
 
     def to_csv(self, path: str | Path) -> Path:
         """The columns as CSV, a row a round; NaN is an empty cell."""
-        text = io.StringIO(newline="")
-        rows = ((_plain(v) for v in row) for row in zip(*self.columns.values()))
-        csv.writer(text, lineterminator="\n").writerows([list(self.columns), *rows])
+        text = io.StringIO()
+        csv.writer(text).writerow(self.columns)
+        csv.writer(text).writerows(map(_plain, row) for row in zip(*self.columns.values()))
         return write_whole(path, text.getvalue().encode())
 
     @classmethod
-    def from_csv(cls, path: str | Path) -> History:
+    def from_csv(cls, path: str | Path) -> "History":
         """Of what :meth:`to_csv` wrote."""
-        with open(path, newline="", encoding="utf-8") as file:
-            names, *rows = csv.reader(file)
-        return cls({k: [_number(row[i]) for row in rows] for i, k in enumerate(names)})
+        names, *rows = csv.reader(io.StringIO(Path(path).read_bytes().decode(), newline=""))
+        number = lambda text: int(text) if text.lstrip("-").isdigit() else float(text or "nan")
+        return cls({name: [number(row[i]) for row in rows] for i, name in enumerate(names)})
 
     def to_frame(self) -> Any:
-        """The columns as a pandas DataFrame (``pip install pandas``)."""
+        """The columns as a pandas DataFrame, where pandas is installed; ``History(frame)`` back."""
         import pandas as pd
 
         return pd.DataFrame(self.columns)
 
-    @classmethod
-    def from_frame(cls, frame: Any) -> History:
-        """Of a pandas DataFrame, a column each."""
-        return cls({str(k): frame[k].tolist() for k in frame})
-
 
 def _plain(v: Any) -> float | int | None:
-    """A number that JSON and CSV can hold and give back bit for bit; NaN is None."""
-    v = v.item() if hasattr(v, "item") else v
-    return None if isinstance(v, float) and math.isnan(v) else v
-
-
-def _number(text: str) -> float:
-    whole = text.lstrip("-").isdigit()
-    return int(text) if whole else float(text) if text else math.nan
+    """A number that JSON and CSV hold and give back bit for bit; NaN is None."""
+    v = v.item() if isinstance(v, (Tensor, np.generic)) else v
+    return None if v != v else v

@@ -1,11 +1,10 @@
 """The federated loop: broadcast, train locally, send, aggregate, repeat; and the run it makes."""
 
-from __future__ import annotations
-
 import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +49,7 @@ class Account(Protocol):
         """After so many rounds."""
 
 
-def loop(run: Run) -> Iterator[Round]:
+def loop(run: "Run") -> Iterator[Round]:
     """The federated loop. What it knows between two rounds is the run's: it may begin anew."""
     clients, recipe = run.clients, run.recipe
     algorithm, pipeline, seed = recipe.algorithm, recipe.pipeline, recipe.seed
@@ -90,10 +89,10 @@ class Run:
         rounds: int,
         evaluate: Evaluate | None,
         every: int,
-        skip: int,
         *,
+        skip: int = 0,
         recipe: Recipe | None = None,
-        loop: Callable[[Run], Iterator[Round]] = loop,
+        loop: Callable[["Run"], Iterator[Round]] = loop,
         account: Account | None = None,
     ):
         whole(name, "rounds", rounds)
@@ -106,40 +105,27 @@ class Run:
         self.t, self.state, self.memory = 0, self.recipe.algorithm.init(theta), clients.memory()
         self.history = History(theta=theta)
         self._loop, self._rounds = loop, loop(self)
-        self._done: tuple[Round, State, Memories] | None = None
+        self._done: tuple[Round, State, Memories] | None = None  # computed, not yet written down
         self._path: Path | None = None
         self._save_every = 1
 
-    def __iter__(self) -> Run:
+    def __iter__(self) -> "Run":
         return self
 
     def __next__(self) -> Round:
+        self._settle()
+        if self.over:
+            if self.t < self.rounds:
+                self.history.stopped = "the budget allows no further round"
+            raise StopIteration
         try:
-            self._settle()
-            if self.over:
-                if self.t < self.rounds:
-                    self.history.stopped = "the budget allows no further round"
-                raise StopIteration
-            r = self._next()
-            if self._path and (self.t % self._save_every == 0 or self.over):
-                self.save()
-            return r
-        except Exception as e:
-            if not isinstance(e, StopIteration):
-                self._leave(e)
-            raise
-        except BaseException as e:  # Ctrl-C
-            self._leave(e)
-            raise
-
-    def _next(self) -> Round:
-        try:
-            if (r := next(self._rounds, None)) is None:  # something ended the loop: a new one
-                self._rounds = self._loop(self)
-                r = next(self._rounds)
-            return r
-        except RoundFailed as e:
-            return self._give_up(e)
+            r = next(self._rounds)
+        except BaseException as e:  # Ctrl-C, too
+            self._rounds = self._loop(self)
+            r = self._survive(e)
+        if self._path and (self.t % self._save_every == 0 or self.over):
+            self.save()
+        return r
 
     @property
     def over(self) -> bool:
@@ -157,24 +143,18 @@ class Run:
         p: Tensor,
         state: State,
         memory: Memories = (),
-        *,
-        metrics: dict[str, float] | None = None,
-        loss: float | None = None,
-        failed: str = "",
+        **metrics: float,
     ) -> Round:
         """The books of a round, the same for each: check theta, evaluate, write it down.
 
         Raises:
             Diverged: If theta is no longer finite; nothing of the round is kept.
         """
-        t, theta, clock = self.t, state["theta"], reply.get("seconds")
+        t, theta, heard = self.t, state["theta"], len(p) > 0
         if not bool(theta.isfinite().all()):
             bad = ~reply["delta"].isfinite().all(1).cpu().numpy()
             raise Diverged(t, ctx.answered[bad].tolist(), self.history)
-        if loss is None:
-            loss = float(p @ reply["loss"]) if len(p) else math.nan
         last = t + 1 == self.rounds or not self._affords(t + 2)
-        metrics = dict(metrics or {})
         if self.evaluate and ((t + 1) % self.every == 0 or last):
             metrics |= self.evaluate(theta)
         if self.account:
@@ -185,13 +165,12 @@ class Run:
             answered=ctx.answered,
             deltas=reply["delta"],
             p=p,
-            loss=loss,
+            loss=float(p @ reply["loss"] / p.sum()) if heard else math.nan,
             sent=nbytes(message),
             received=payload(reply),
             metrics=metrics,
             called=ctx.called,
-            seconds=math.nan if clock is None or not len(p) else float(clock.max()),
-            failed=failed,
+            seconds=float(reply["seconds"].max()) if heard and "seconds" in reply else math.nan,
         )
         self.history.check(r)
         self._done = r, state, memory  # from here on the round has happened, whatever comes
@@ -212,58 +191,61 @@ class Run:
         self.history.stopped = ""
         self.state, self.t, self._done = state, r.t + 1, None
 
-    def _give_up(self, why: RoundFailed) -> Round:
-        """A round that failed: nobody's answer counts, and it is on the books. ``skip`` may."""
-        ctx = self.call(self.clients.count, self.recipe.seed, self.t).keep(np.zeros(0, int))
-        message = self.recipe.algorithm.message(self.state)
-        reply, _ = no_reply(self.recipe, message, ctx)
-        none = reply["n"]
-        state = self.recipe.algorithm.idle(self.state, reply["delta"].sum(0), reply, none)
-        r = self.keep(ctx, message, reply, none, state, failed=str(why))
-        if len(self.history.failed) > self.skip:
-            raise why
-        return r
+    def _survive(self, e: BaseException) -> Round:
+        """What ends a round loses nothing. One that failed is on the books; ``skip`` of them may.
 
-    def _leave(self, e: BaseException) -> None:
-        """Nothing is lost: the history goes with the error, the last whole round to the disk."""
+        The history goes with the error, the last whole round to the checkpoint.
+        """
         self._settle()
         setattr(e, "history", self.history)  # noqa: B010 (no attribute that errors declare)
-        if not isinstance(e, RoundFailed):
-            said = "interrupted" if isinstance(e, KeyboardInterrupt) else str(e)
-            self.history.stopped = said or type(e).__name__
+        if isinstance(e, RoundFailed):  # as if nobody had answered
+            self.history.failed[self.t] = str(e)
+            nobody = self.call(self.clients.count, self.recipe.seed, self.t).keep(np.zeros(0, int))
+            message = self.recipe.algorithm.message(self.state)
+            reply, none = no_reply(self.recipe, message, nobody)
+            state = self.recipe.algorithm.idle(self.state, reply["delta"], reply, reply["n"])
+            r = self.keep(nobody, message, reply, reply["n"], state, none)
+            if len(self.history.failed) <= self.skip:
+                return r
+        else:
+            self.history.stopped = str(e) or type(e).__name__
         if self._path and self.t:
             self.save()
+        raise e
 
     # -- to the disk and back ----------------------------------------------------------------------
 
     def save(self, path: str | Path | None = None) -> Path:
         """Write all that the run is, to ``path`` or to its ``checkpoint``; whole or not at all."""
-        path = disk.claim(path) if path else self._path
-        check("save", "path", path, path is not None, "given for a run without checkpoint", "'a'")
-        assert path
-        return disk.write(path, self.value())
+        to = disk.claim(path) if path else self._path
+        check(
+            "save", "path", path, to is not None, "given for a run without checkpoint", "'a.ckpt'"
+        )
+        assert to
+        return disk.write(to, self.value())
+
+    @cached_property
+    def made(self) -> dict[str, Any]:
+        """What the run is made of, flat: what a checkpoint of it must find again."""
+        how = {"recipe": self.recipe, "cohort": self.call, "loop": self._loop}
+        how |= {"privacy": self.account and self.account.ledger, "clients": self.clients.count}
+        if isinstance(self.clients, Simulated):
+            how["data"] = self.clients.data()
+        return disk.describe(how, "run")
 
     def value(self) -> dict[str, Any]:
-        """All that the run is, in plain values and tensors, and what it was made of."""
-        h = self.history
-        history = {"columns": h.columns, "stopped": h.stopped, "failed": h.failed}
-        how = {"recipe": self.recipe, "cohort": self.call, "loop": self._loop}
-        made = disk.describe(how, "run") | {"clients": self.clients.count}
-        if isinstance(self.clients, Simulated):
-            c = self.clients
-            made |= disk.describe([c.x, c.y, *c.parts, c.chunk, c.fleet], "data")
-        ledger = self.account.ledger if self.account else {}
-        return {
-            "made": made | {f"privacy.{k}": v for k, v in ledger.items()},
-            "t": self.t,
-            "state": self.state,
-            "memory": self.memory,
-            "history": history,
-        }
+        """All that the run is, in plain values and tensors."""
+        kept = ("columns", "stopped", "failed")
+        history = {name: vars(self.history)[name] for name in kept}
+        now = {name: vars(self)[name] for name in ("t", "state", "memory")}
+        return {"made": self.made, "history": history, **now}
 
     def begin(
-        self, checkpoint: str | Path | None, save_every: int, resume: str | Path | Run | bool | None
-    ) -> Run:
+        self,
+        checkpoint: str | Path | None,
+        save_every: int,
+        resume: "str | Path | Run | bool | None",
+    ) -> "Run":
         """Go on where another run was, and write checkpoints, if asked for. -> self
 
         Raises:
@@ -272,20 +254,31 @@ class Run:
         whole("checkpoint", "save_every", save_every)
         if checkpoint is not None:
             self._path, self._save_every = disk.claim(checkpoint), save_every
-            disk.check_plain([self.state, list(self.memory)], "the run's state")
+            self._try()
         if resume is True:
-            check("resume", "checkpoint", checkpoint, checkpoint is not None, "given", "'a.ckpt'")
+            check("resume", "checkpoint", checkpoint, bool(checkpoint), "given", "'a.ckpt'")
             resume = self._path if self._path and self._path.exists() else None
         if not resume:
             return self
         if isinstance(resume, Run):
             then = copy.deepcopy(resume.value())
         else:
-            then = disk.read(resume, self.clients.device)
-        disk.check_same(then["made"], self.value()["made"])
+            then = disk.decode(Path(resume).read_bytes(), resume, self.clients.device)
+        disk.check_same(then["made"], self.made)
         self.t, self.state, self.memory = then["t"], then["state"], tuple(then["memory"])
         self.history = History(**then["history"], theta=self.state["theta"])
         return self
+
+    def _try(self) -> None:
+        """Refuse what could not be read back before a run is made and lost."""
+        try:
+            disk.decode(disk.encode(self.value()), "the run")
+        except Exception as e:
+            raise ValueError(
+                "checkpoint: the run's state must be tensors, numbers, text, and dicts, lists or "
+                f"tuples of them, got what can't be read back ({str(e).splitlines()[0]}), e.g. "
+                "torch.as_tensor(...)"
+            ) from e
 
 
 def federate(
@@ -346,7 +339,7 @@ def federate(
         rule = f"an integer from 1 to the population's {N} clients"
         check("federate", "cohort", cohort, is_whole(cohort, 1, N), rule, max(1, N // 2))
         call = uniform(cohort)
-    run = Run("federate", clients, call, rounds, evaluate, every, skip)
+    run = Run("federate", clients, call, rounds, evaluate, every, skip=skip)
     return run.begin(checkpoint, save_every, resume)
 
 
@@ -368,19 +361,18 @@ def collect(rounds: Iterable[Round], *, progress: int | None = None) -> History:
         >>> collect([]).columns
         {}
     """
-    history, shown = rounds.history if isinstance(rounds, Run) else History(), rounds
+    history = rounds.history if isinstance(rounds, Run) else History()
+    shown = rounds
     if progress is not None:
         from tqdm.auto import tqdm
 
         shown = tqdm(rounds, total=progress, unit="round")
     try:
         for r in shown:
-            if not isinstance(rounds, Run):
+            if not isinstance(rounds, Run):  # a run keeps its own
                 history.add(r)
     except (Diverged, KeyboardInterrupt) as e:
         history.stopped = history.stopped or str(e) or "interrupted"
-        if isinstance(e, Diverged) and not isinstance(rounds, Run):
-            history.theta = e.history.theta
         warnings.warn(history.stopped, RuntimeWarning, stacklevel=2)
     except Exception as e:
         setattr(e, "history", history)  # noqa: B010

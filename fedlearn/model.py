@@ -4,8 +4,6 @@ A model is a function of one parameter vector, f(theta, x) with theta in R^d: se
 :func:`from_module` makes one of any ``nn.Module``.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Any ``nn.Module`` as a task, its gradient by autograd."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The server's optimisers as pure functions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

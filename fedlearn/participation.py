@@ -5,8 +5,6 @@ A :data:`Call` is a function (N, seed, t) -> :class:`~fedlearn.transform.Context
 Every draw is a function of (seed, use, round, client).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

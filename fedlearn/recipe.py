@@ -1,7 +1,5 @@
 """The recipe of a run, and what a client does by it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

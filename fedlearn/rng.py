@@ -4,8 +4,6 @@ No generator is shared and none is advanced, so the order in which clients are t
 a chunk or one evaluation more or less can't change what is drawn.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 import numpy as np

@@ -1,9 +1,8 @@
 """Clients that live in this process, and the reference with all data in one place."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,6 +71,12 @@ class Simulated:
         """What the clients of a new run remember, {name: (N, ...)} each."""
         wide = lambda v: v.to(self.device).expand(self.count, *v.shape).clone()
         return tuple({k: wide(v) for k, v in kept.items()} for kept in self.recipe.memory())
+
+    def data(self) -> dict[str, Any]:
+        """Who holds what: a checkpoint of other data is refused."""
+        parts = np.concatenate(self.parts), np.array([len(p) for p in self.parts])
+        mine = {"x": self.x, "y": self.y, "rows": parts[0], "sizes": parts[1]}
+        return {**mine, "chunk": self.chunk, "fleet": self.fleet}
 
     def run(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
         """Train the clients ``ctx.answered``; ``memory`` (N, ...) is read, not written.

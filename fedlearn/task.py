@@ -4,8 +4,6 @@ Every gradient here is taken for K clients at once. Client k has its own paramet
 a (K, d) matrix and every batch carries a leading K: the mathematics of one client, written once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -7,8 +7,6 @@ A stage acts on the matrix of updates, a row per client. It is one of
     After      (d,)   -> (d,)     runs on the server
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -44,7 +42,7 @@ class Context(NamedTuple):
     work: np.ndarray | None = None
     turns: np.ndarray | None = None
 
-    def keep(self, some: np.ndarray) -> Context:
+    def keep(self, some: np.ndarray) -> "Context":
         """The same round with the rows at ``some`` alone: a mask (R,), or places in 0..R-1."""
         work = None if self.work is None else self.work[some]
         turns = None if self.turns is None else self.turns[some]

@@ -1,7 +1,5 @@
 """What a federated method is: what a client does, what the server keeps, sends and does."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

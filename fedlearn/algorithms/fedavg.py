@@ -1,7 +1,5 @@
 """FedAvg: McMahan et al., 2017, Algorithm 1. https://arxiv.org/abs/1602.05629"""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ..batches import Shards

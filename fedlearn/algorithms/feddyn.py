@@ -1,7 +1,5 @@
 """FedDyn: Acar et al., 2021, Algorithm 1. https://arxiv.org/abs/2111.04263"""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """FedNova: Wang et al., 2020. https://arxiv.org/abs/2007.07481"""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

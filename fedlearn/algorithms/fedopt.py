@@ -3,8 +3,6 @@
 https://arxiv.org/abs/2003.00295
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ..optim import Optimizer, adagrad, adam, momentum, yogi

@@ -1,7 +1,5 @@
 """FedProx: Li et al., 2020, Algorithm 2. https://arxiv.org/abs/1812.06127"""
 
-from __future__ import annotations
-
 from ..batches import Shards
 from ..checks import not_negative
 from ..descend import descend

@@ -1,7 +1,5 @@
 """FedSGD: McMahan et al., 2017, §2, the baseline of FedAvg. https://arxiv.org/abs/1602.05629"""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """SCAFFOLD: Karimireddy et al., 2020, Algorithm 1. https://arxiv.org/abs/1910.06378"""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

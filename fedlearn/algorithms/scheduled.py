@@ -1,7 +1,5 @@
 """A learning rate that depends on the round, for any method."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

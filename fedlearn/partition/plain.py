@@ -144,7 +144,7 @@ def by_attribute(attribute: np.ndarray, n_clients: int | None = None) -> Parts:
     into N runs of about equal size; a value is never split.
 
     Args:
-        attribute: (n,) value of every example.
+        attribute: (n,) value of every example, else ValueError.
         n_clients: N; None for one client a value. ValueError if there are fewer values.
 
     Example:

@@ -1,4 +1,4 @@
-"""Differential privacy: DP-FedAvg, its noise, and what it is worth.
+"""Differential privacy: DP-FedAvg and its noise. What it is worth: ``accounting.py``.
 
 The protected unit is a client: epsilon bounds how much the models of all rounds together can tell
 about whether client k took part at all. Every round each client joins with probability q, its
@@ -210,7 +210,7 @@ def dp_federate(
         rounds,
         evaluate,
         every,
-        skip,
+        skip=skip,
         recipe=_sealed(recipe),
         account=account,
     )
@@ -240,7 +240,7 @@ def _sealed(recipe: Recipe) -> Recipe:
 
 
 def blind(method: Algorithm) -> Algorithm:
-    """The method, its server given the combined update alone: an empty reply and p (0,)."""
+    """The method, its server given the combined update alone; ValueError if it reads more."""
 
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         try:
