@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check
-from .files import write_whole
 
 MAGIC = b"fedlearn run 1\n"
 PLAIN = (bool, int, float, str, type(None))
@@ -45,20 +44,24 @@ def decode(content: bytes, path: str | Path, device: torch.device | str = "cpu")
     return torch.load(io.BytesIO(rest[32:]), weights_only=True, map_location=device)
 
 
-def claim(path: str | Path) -> Path:
+def claim(path: str | Path | None) -> Path:
     """The path for a checkpoint, refused early where it can't be written or is somebody's file."""
-    path = Path(path)
-    rule = "a file in a folder that exists"
-    check("checkpoint", "the path", str(path), path.parent.is_dir(), rule, "'run.ckpt'")
+    ok = path is not None and Path(path).parent.is_dir()
+    check("checkpoint", "the path", path, ok, "a file in a folder that exists", "'run.ckpt'")
+    path = Path(str(path))
     free = not path.exists() or (path.is_file() and path.read_bytes()[: len(MAGIC)] == MAGIC)
     rule = "new or a checkpoint of fedlearn: it would overwrite another file"
     check("checkpoint", "the path", str(path), free, rule, "'run.ckpt'")
     return path
 
 
-def write(path: Path, content: dict[str, Any]) -> Path:
-    """Write a checkpoint; whoever reads finds the old one or the new."""
-    return write_whole(path, encode(content))
+def check_readable(content: dict[str, Any]) -> None:
+    """Refuse what could not be read back before a run is made and lost."""
+    try:
+        decode(encode(content), "the run")
+    except Exception as e:
+        why, rule = str(e).splitlines()[0], "tensors, numbers, text; dicts, lists, tuples of them"
+        check("checkpoint", "the run's state", why, False, rule, "torch.as_tensor(...)")
 
 
 # -- which recipe made it --------------------------------------------------------------------------

@@ -4,13 +4,14 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from .checks import check
 from .files import write_whole
 
 OWN = ("round", "bytes", "train_loss", "seconds")  # columns that no metric may be called
@@ -66,6 +67,7 @@ class Diverged(FloatingPointError):
         self.round, self.clients, self.history = round, clients, history
 
 
+@dataclass(eq=False, repr=False)
 class History:
     """The numbers of a run, a column each; ``history["loss"]`` is a NumPy array over rounds.
 
@@ -87,47 +89,40 @@ class History:
         History of 2 rounds; at the last: loss 1.9
     """
 
-    def __init__(
-        self,
-        columns: Mapping[str, list[float]] | None = None,
-        theta: Tensor | None = None,
-        stopped: str = "",
-        failed: Mapping[int, str] | None = None,
-    ):
+    columns: dict[str, list[float]] = field(default_factory=dict)
+    theta: Tensor | None = None
+    stopped: str = ""
+    failed: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
         number = lambda v: math.nan if v is None else v  # JSON has no NaN
-        self.columns = {str(k): list(map(number, v)) for k, v in (columns or {}).items()}
-        self.theta, self.stopped = theta, stopped
-        self.failed = {int(t): why for t, why in (failed or {}).items()}
+        self.columns = {str(k): list(map(number, self.columns[k])) for k in self.columns}
+        self.failed = {int(t): why for t, why in self.failed.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.columns:
-            raise ValueError(
-                f"History: no column {name!r}; there are {', '.join(self.columns) or 'none'}, "
-                f"e.g. history['round']"
-            )
+        rule = f"one of {', '.join(self.columns) or 'none yet'}"
+        check("History", "the column", name, name in self.columns, rule, "'round'")
         return np.asarray(self.columns[name])
 
     def __len__(self) -> int:
         return len(self.columns.get("round", ()))
 
     def __repr__(self) -> str:
-        ends = [f"{k} {v[-1]:.4g}" for k, v in self.columns.items() if k != "round" and v]
-        said = [f"History of {len(self)} rounds", *[f"at the last: {', '.join(ends)}"] * bool(ends)]
-        said += [f"{len(self.failed)} given up: {', '.join(map(str, self.failed))}"] * bool(
-            self.failed
-        )
-        return "; ".join(said + [f"ended early: {self.stopped}"] * bool(self.stopped))
+        last = {k: v[-1] for k, v in self.columns.items() if k != "round" and len(self)}
+        ends = ", ".join(f"{k} {v:.4g}" for k, v in last.items() if isinstance(v, (int, float)))
+        gave_up, why = ", ".join(map(str, self.failed)), self.stopped
+        more = {"at the last: ": ends, "rounds given up: ": gave_up, "ended early: ": why}
+        said = [words + end for words, end in more.items() if end]
+        return "; ".join([f"History of {len(self)} rounds", *said])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, History) and self.to_json() == other.to_json()
 
     def check(self, r: Round) -> None:
         """Refuse a metric that is called like one of the history's own columns."""
-        if taken := sorted(set(OWN) & set(r.metrics)):
-            raise ValueError(
-                f"History: evaluate must not name a metric {taken[0]!r}, the history's own column; "
-                f"got {', '.join(map(str, r.metrics))}, e.g. 'test_{taken[0]}'"
-            )
+        for name in OWN:
+            rule = "named otherwise than the history's own columns"
+            check("History", "a metric", name, name not in r.metrics, rule, f"'test_{name}'")
 
     def add(self, r: Round) -> None:
         """Append one round; again, if Ctrl-C ended the first try.
@@ -192,7 +187,7 @@ class History:
         return pd.DataFrame(self.columns)
 
 
-def _plain(v: Any) -> float | int | None:
+def _plain(v: Any) -> Any:
     """A number that JSON and CSV hold and give back bit for bit; NaN is None."""
-    v = v.item() if isinstance(v, (Tensor, np.generic)) else v
-    return None if v != v else v
+    v = v.tolist() if isinstance(v, (Tensor, np.generic, np.ndarray)) else v
+    return None if isinstance(v, float) and math.isnan(v) else v

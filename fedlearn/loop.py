@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from . import checkpoint as disk
 from .algorithms import Message, Reply
 from .algorithms.base import State, nbytes, payload
 from .checks import RoundFailed, check, is_whole, whole
+from .files import write_whole
 from .history import Diverged, History, Round
 from .participation import Call, uniform
 from .recipe import Memories, Recipe, no_reply
@@ -23,6 +24,7 @@ from .simulated import Simulated
 from .transform import Context
 
 Evaluate = Callable[[Tensor], dict[str, float]]  # theta -> metrics
+Place = str | Path | None  # of a file
 
 
 class Clients(Protocol):
@@ -39,14 +41,12 @@ class Clients(Protocol):
         """Train ``ctx.answered`` from ``message``. -> {name: (K, ...)}, what they remember now."""
 
 
-class Account(Protocol):
+class Account(NamedTuple):
     """What a run may spend: epsilon of differential privacy."""
 
     budget: float
     ledger: dict[str, float]  # what decides the sum
-
-    def spent(self, rounds: int) -> float:
-        """After so many rounds."""
+    spent: Callable[[int], float]  # rounds -> the sum after them
 
 
 def loop(run: "Run") -> Iterator[Round]:
@@ -159,19 +159,10 @@ class Run:
             metrics |= self.evaluate(theta)
         if self.account:
             metrics["epsilon"] = self.account.spent(t + 1)
-        r = Round(
-            t=t,
-            theta=theta.clone(),
-            answered=ctx.answered,
-            deltas=reply["delta"],
-            p=p,
-            loss=float(p @ reply["loss"] / p.sum()) if heard else math.nan,
-            sent=nbytes(message),
-            received=payload(reply),
-            metrics=metrics,
-            called=ctx.called,
-            seconds=float(reply["seconds"].max()) if heard and "seconds" in reply else math.nan,
-        )
+        loss = float(p @ reply["loss"] / p.sum()) if heard else math.nan
+        clock = float(reply["seconds"].max()) if heard and "seconds" in reply else math.nan
+        who, delta, moved = ctx.answered, reply["delta"], (nbytes(message), payload(reply))
+        r = Round(t, theta.clone(), who, delta, p, loss, *moved, metrics, ctx.called, clock)
         self.history.check(r)
         self._done = r, state, memory  # from here on the round has happened, whatever comes
         self._settle()
@@ -215,14 +206,10 @@ class Run:
 
     # -- to the disk and back ----------------------------------------------------------------------
 
-    def save(self, path: str | Path | None = None) -> Path:
+    def save(self, path: Place = None) -> Path:
         """Write all that the run is, to ``path`` or to its ``checkpoint``; whole or not at all."""
-        to = disk.claim(path) if path else self._path
-        check(
-            "save", "path", path, to is not None, "given for a run without checkpoint", "'a.ckpt'"
-        )
-        assert to
-        return disk.write(to, self.value())
+        to = disk.claim(path or self._path)
+        return write_whole(to, disk.encode(self.value()))
 
     @cached_property
     def made(self) -> dict[str, Any]:
@@ -240,24 +227,17 @@ class Run:
         now = {name: vars(self)[name] for name in ("t", "state", "memory")}
         return {"made": self.made, "history": history, **now}
 
-    def begin(
-        self,
-        checkpoint: str | Path | None,
-        save_every: int,
-        resume: "str | Path | Run | bool | None",
-    ) -> "Run":
+    def begin(self, checkpoint: Place, save_every: int, resume: "Place | Run | bool") -> "Run":
         """Go on where another run was, and write checkpoints, if asked for. -> self
 
         Raises:
             ValueError: If a file is damaged or of another recipe, or the state can't be written.
         """
         whole("checkpoint", "save_every", save_every)
-        if checkpoint is not None:
+        if checkpoint is not None or resume is True:
             self._path, self._save_every = disk.claim(checkpoint), save_every
-            self._try()
-        if resume is True:
-            check("resume", "checkpoint", checkpoint, bool(checkpoint), "given", "'a.ckpt'")
-            resume = self._path if self._path and self._path.exists() else None
+            disk.check_readable(self.value())
+            resume = self._path.exists() and self._path if resume is True else resume
         if not resume:
             return self
         if isinstance(resume, Run):
@@ -269,17 +249,6 @@ class Run:
         self.history = History(**then["history"], theta=self.state["theta"])
         return self
 
-    def _try(self) -> None:
-        """Refuse what could not be read back before a run is made and lost."""
-        try:
-            disk.decode(disk.encode(self.value()), "the run")
-        except Exception as e:
-            raise ValueError(
-                "checkpoint: the run's state must be tensors, numbers, text, and dicts, lists or "
-                f"tuples of them, got what can't be read back ({str(e).splitlines()[0]}), e.g. "
-                "torch.as_tensor(...)"
-            ) from e
-
 
 def federate(
     clients: Clients,
@@ -289,9 +258,9 @@ def federate(
     evaluate: Evaluate | None = None,
     every: int = 1,
     skip: int = 0,
-    checkpoint: str | Path | None = None,
+    checkpoint: Place = None,
     save_every: int = 1,
-    resume: str | Path | Run | bool | None = None,
+    resume: Place | Run | bool = None,
 ) -> Run:
     """Run federated rounds, yielding each as it ends. The loop itself is :func:`loop`.
 
