@@ -1,4 +1,4 @@
-"""Aggregation rules against brute force, SciPy and attackers (STYLE.md, battery item 5)."""
+"""Aggregation rules against brute force, SciPy and attackers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The battery every method passes (STYLE.md, items 1 to 4). A new method: a line in METHODS."""
+"""The battery every method passes. A new method: a line in METHODS."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ def test_server_sgd_is_a_step_against_the_gradient():
     assert theta.tolist() == [0.0, 3.0]
 
 
-# -- 4. quadratics: exact fixed points (ORACLES.md) -----------------------------------------------
+# -- 4. quadratics: exact fixed points ------------------------------------------------------------
 
 
 def fixed_point(algorithm, problem, *, epochs, batch=None, pipeline=None):

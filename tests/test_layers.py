@@ -62,7 +62,7 @@ def test_imports_point_down(file):
     me = file.relative_to(PACKAGE).with_suffix("").parts[0]
     if me == "__init__":
         return
-    assert me in LEVEL, f"{me} belongs to no layer: add it to LAYERS, and to DESIGN.md"
+    assert me in LEVEL, f"{me} belongs to no layer: add it to LAYERS"
     for top, *rest in imported(file):
         if top == "fedlearn" and rest:
             assert LEVEL[rest[0]] <= LEVEL[me], f"{me} imports {rest[0]}, which lies above it"

@@ -259,7 +259,7 @@ def test_scaffold_reaches_the_optimum(epochs, option, sizes, optimum):
 
 
 def test_a_uniform_c_beside_weighted_updates_goes_astray():
-    """The field's bug (ORACLES.md): 0.8 instead of 4/7. The test above would catch it."""
+    """The field's bug: 0.8 instead of 4/7. The test above would catch it."""
     two = quadratics([1.0, 4.0], [0.0, 1.0], [3, 1])
 
     def wrong(task):
