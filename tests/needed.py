@@ -1,8 +1,8 @@
-"""Which cells of a lesson its panels need: names used and names made, followed backwards.
+"""Which cells of a lesson its panels need: names read and names made, followed backwards.
 
-A statement needs what it reads at once, and a function that it calls needs what the function's body
-reads at that moment. So names are followed statement by statement, from a panel back to the imports.
-What a name got later counts as well: ``table[k] = ...``, ``curve.ylim = ...``, ``rows.append(...)``.
+A statement needs what it reads at once. A function that it calls needs what the function's body
+reads, at that moment. So names are followed statement by statement, from a panel to the imports.
+A change in place makes a name as well: ``table[k] = v``, ``curve.ylim = w``, ``rows.append(r)``.
 """
 
 from __future__ import annotations
