@@ -182,6 +182,7 @@ def test_reset_is_round_0_at_rest(engine):
     assert e.wait("paused").round == 1
 
 
+@pytest.mark.alone
 def test_the_first_frame_comes_at_once_and_the_rest_is_capped(engine):
     shown = []
     e = engine(rounds=100, pace=0.005, fps=10, on_frame=lambda s: shown.append(time.perf_counter()))
@@ -193,6 +194,7 @@ def test_the_first_frame_comes_at_once_and_the_rest_is_capped(engine):
     assert len(shown) <= 10 * (time.perf_counter() - t) + 2
 
 
+@pytest.mark.alone
 def test_a_run_paced_at_the_frame_rate_shows_nearly_every_round(engine):
     """A round that ends a little early must not cost its frame: a third was lost once."""
     shown, rng = [], np.random.default_rng(0)
@@ -208,6 +210,7 @@ def test_a_run_paced_at_the_frame_rate_shows_nearly_every_round(engine):
     assert len(shown) >= 36, f"{len(shown)} of 41 frames"
 
 
+@pytest.mark.alone
 def test_runs_by_the_button_are_paced_and_runs_by_a_slider_are_not(engine):
     e = engine(rounds=20, pace=0.02)
     t = time.perf_counter()
@@ -272,6 +275,7 @@ def test_the_ghost_is_the_last_run_that_got_somewhere(engine):
     assert e.wait().ghost.columns["loss"][-1] == 2.5
 
 
+@pytest.mark.alone
 def test_a_drag_does_not_replace_the_ghost(engine):
     e = engine(rounds=1000, settle=0.5)
     e.set(lr=1.0)

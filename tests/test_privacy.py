@@ -110,6 +110,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # log(0) and alphas inside opacus
 def test_opacus_agrees_on_fifty_settings():
     """Its PRV accountant is another algorithm and other code: within 1 %, or 0.01 of epsilon."""

@@ -187,6 +187,7 @@ EVERY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EVERY)
 def test_both_ends_of_every_slider_in_every_combination_of_menus(made, kind):
     make, kw = EVERY[kind]
@@ -203,6 +204,7 @@ def test_both_ends_of_every_slider_in_every_combination_of_menus(made, kind):
             whole(p, drawn=n % 80 == 0 and side == 0)
 
 
+@pytest.mark.slow
 def test_every_method_at_both_ends_of_every_slider(made):
     p = made(SmallPanel, show=OFFERED, dataset="wine", clients=4, rounds=1, seconds=0)
     for method, model, side in itertools.product(METHODS, ("softmax", "mlp"), (0, -1)):
@@ -261,6 +263,7 @@ def test_the_settings_of_a_method_are_seen_when_it_has_them(made):
         assert seen() == set(own), method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vary", compare.VARY)
 def test_side_by_side_in_every_combination_of_menus(made, vary):
     kw = {"dataset": "wine", "clients": 4, "rounds": 1, "seconds": 0, "epochs": 1}
@@ -322,6 +325,7 @@ def test_a_lesson_s_own_panel_in_every_combination_of_menus(made, parts):
 # -- A and B --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_pair_of_splits_and_methods_side_by_side(made):
     p = made(Compare, **SMALL, dataset="wine", epochs=1, show=("method",))
     for a, b, method in itertools.product(PARTITIONS, PARTITIONS, METHODS):
