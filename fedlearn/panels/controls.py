@@ -89,14 +89,7 @@ def menu(
         >>> menu("Split", {"even": "iid", "by label": "shards"}, "iid").value
         'iid'
     """
-    pairs = (
-        list(options.items()) if isinstance(options, Mapping) else [(str(v), v) for v in options]
-    )
-    if value not in [v for _, v in pairs]:
-        raise ValueError(
-            f"menu: {name} has no option {value!r}; there are "
-            f"{', '.join(repr(v) for _, v in pairs)}, e.g. value={pairs[0][1]!r}"
-        )
+    pairs = _options("menu", name, options, value)
     return W.Dropdown(options=pairs, value=value, description=name, tooltip=tip or name, **_style())
 
 
@@ -109,14 +102,7 @@ def choices(
         >>> choices("Batch", [8, 32, "all"], "all").value
         'all'
     """
-    pairs = (
-        list(options.items()) if isinstance(options, Mapping) else [(str(v), v) for v in options]
-    )
-    if value not in [v for _, v in pairs]:
-        raise ValueError(
-            f"choices: {name} has no option {value!r}; there are "
-            f"{', '.join(repr(v) for _, v in pairs)}, e.g. value={pairs[0][1]!r}"
-        )
+    pairs = _options("choices", name, options, value)
     return W.SelectionSlider(
         options=pairs, value=value, description=name, tooltip=tip or name, **_style()
     )
@@ -135,12 +121,7 @@ def heading(text: str) -> W.Widget:
 
 
 def has_value(control: W.Widget) -> bool:
-    """Whether a widget is a control, and not a heading.
-
-    Example:
-        >>> has_value(heading("DATA")), has_value(slider("Clients", 2, 2, 9))
-        (False, True)
-    """
+    """Whether a widget is a control, and not a heading."""
     return hasattr(control, "value") and not isinstance(control, (W.Label, W.HTML))
 
 
@@ -157,6 +138,22 @@ def value_of(control: W.Widget) -> Any:
     """
     v = control.value
     return float(f"{v:.3g}") if isinstance(control, W.FloatLogSlider) else v
+
+
+def mark(control: W.Widget, style: str, on: bool) -> None:
+    """Give a control a class of the style sheet, or take it away."""
+    (control.add_class if on else control.remove_class)(style)
+
+
+def _options(who: str, name: str, options: Any, value: Any) -> list[tuple[str, Any]]:
+    """(what is shown, value) of each."""
+    pairs = options.items() if isinstance(options, Mapping) else [(str(v), v) for v in options]
+    if value not in (known := [v for _, v in pairs]):
+        raise ValueError(
+            f"{who}: {name} has no option {value!r}; there are "
+            f"{', '.join(map(repr, known))}, e.g. value={known[0]!r}"
+        )
+    return list(pairs)
 
 
 def _inside(who: str, value: float, low: float, high: float) -> None:

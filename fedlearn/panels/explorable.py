@@ -10,13 +10,13 @@ from typing import Any
 
 import ipywidgets as W
 
-from . import kernel, static
+from . import kernel
 from .controls import has_value, value_of
 from .engine import Engine, Frame, Snapshot
-from .parts import Part
+from .figure import base64_png, figure, png
+from .parts import Part, Readout, Status
 from .save import claim, fill, table
-from .scales import words
-from .words import Readout, Status
+from .words import flat, words
 
 
 class Explorable:
@@ -83,13 +83,12 @@ class Explorable:
         self._build(rounds, readout)
         self.engine = Engine(
             make,
-            self.values(),
+            self._adjust(),
             rounds=rounds,
             fps=fps,
             pace=seconds / rounds if rounds else 0.0,
             on_frame=self._frame,
         )
-        self._adjust()
         if preview:
             self._frame(self.engine.compute())
         for c in self.controls.values():
@@ -130,7 +129,7 @@ class Explorable:
         s = snapshot or self.engine.snapshot()
         if self._caption:
             return self._caption(s)
-        settings = ", ".join(f"{k} {words(v)}" for k, v in s.params.items())
+        settings = ", ".join(f"{k} {words(v)}" for k, v in flat(s.params).items())
         pictures = ". ".join(p.label or p.title for p in self.parts)
         return f"{pictures}. Settings: {settings}."
 
@@ -175,13 +174,15 @@ class Explorable:
                 return
             self._adjusting = True
             try:
-                self._adjust()
+                self.engine.set(**self._adjust())
+            except ValueError as e:  # said in the panel, which lives on
+                self.status.error = str(e)
             finally:
                 self._adjusting = False
-            self.engine.set(**self.values())
 
-    def _adjust(self) -> None:
-        """Where controls follow each other."""
+    def _adjust(self) -> dict[str, Any]:
+        """Where controls follow each other, and what ``make`` is then called with."""
+        return self.values()
 
     def _toggled(self) -> None:
         if self.engine.state == "running":
@@ -235,7 +236,7 @@ class Explorable:
 
     def figure(self) -> Any:
         """What is shown now, as a Matplotlib figure."""
-        return static.figure(self.parts, title=self._figure_title(self.engine.snapshot()))
+        return figure(self.parts, title=self._figure_title(self.engine.snapshot()))
 
     def _figure_title(self, s: Snapshot) -> str:
         return ""
@@ -247,7 +248,7 @@ class Explorable:
         return table(s.columns, s.params)
 
     def _draw_file(self, path: Path) -> None:
-        fill(path, static.png(self.figure()))
+        fill(path, png(self.figure()))
 
     def _repr_mimebundle_(
         self, include: Any = None, exclude: Any = None
@@ -255,7 +256,7 @@ class Explorable:
         data = dict(self.ui._repr_mimebundle_() or {})
         said = self.caption()
         if not self._static:
-            self._static = static.base64_png(self.figure())
+            self._static = base64_png(self.figure())
         data |= {"text/plain": said, "image/png": self._static}
         return data, {"image/png": {"alt": said}}
 

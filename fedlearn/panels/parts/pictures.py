@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import traitlets as T
 
-from .engine import Snapshot
-from .parts import Part, _bytes, script
+from ..engine import Snapshot
+from .base import Part, packed, script
 
 Named = tuple[str, np.ndarray, str]  # name, picture (h, w), remark
 
@@ -74,7 +74,7 @@ class Pictures(Part):
             self.names = [name for name, *_ in self.each]
             self.remarks = [remark for *_, remark in self.each]
             self.shapes = [list(x.shape) for _, x, _ in self.each]
-            self.values = _bytes(
+            self.values = packed(
                 np.concatenate([np.zeros(0), *(x.ravel() for _, x, _ in self.each)])
             )
             self.label = f"{self.title}: {'; '.join(said) or 'none'}"

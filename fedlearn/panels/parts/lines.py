@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model import Task
+from ...model import Task
 
 LIM = 1.1  # half the side of the picture
 GRID = 48  # nodes a side where the models are asked
