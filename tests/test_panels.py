@@ -42,7 +42,7 @@ from fedlearn.panels.federated.controls import SHOWN
 from fedlearn.panels.federated.frames import References, setup
 from fedlearn.panels.federated.settings import FEATURES, PARTITIONS
 from fedlearn.panels.figure import figure, png
-from fedlearn.panels.parts import base, plane
+from fedlearn.panels.parts import base, plane, ranges
 from fedlearn.panels.words import changed
 
 
@@ -631,6 +631,9 @@ def test_the_feature_menu(panel):
     now, before = {"settings": p.settings()}, {"settings": replace(p.settings(), amount=1.0)}
     assert changed(before, now) == " (amount = 1)"
     assert changed({"settings": replace(p.settings(), feature="none")}, now) == " (no shift)"
+    assert changed({"alpha": 100.0, "E": 5}, {"alpha": 0.1, "E": 5}) == " (α = 100)"
+    iid, shards = {"partition": "iid", "alpha": 1.0}, {"partition": "shards", "alpha": 0.1}
+    assert changed(iid, shards) == " (even)", "the skew of one split says nothing about another"
     assert not any("feature" in c for c in (SHOWN, panel(preview=False).controls))
 
 
@@ -693,6 +696,12 @@ def test_axes_do_not_jump_during_a_run():
         limits.append(tuple(curve.ylim))
     lows, highs = zip(*limits)
     assert list(lows) == sorted(lows, reverse=True) and set(highs) == {3.0}
+
+
+def test_axes_end_on_round_numbers():
+    assert (ranges.round_up(2.31), ranges.round_up(0.02)) == (2.5, 0.02)
+    assert ranges.linear_range(np.array([0.3, 2.2])) == (0.0, 2.5)
+    assert ranges.log_range(np.array([0.13, 2.3])) == (0.1, 3.0)
 
 
 def test_a_lesson_with_its_own_picture():

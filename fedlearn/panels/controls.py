@@ -11,11 +11,12 @@ from typing import Any
 
 import ipywidgets as W
 
-LABEL = "88px"
+__all__ = ["choices", "float_slider", "heading", "log_slider", "menu", "slider"]
 
 
-def _style() -> dict[str, Any]:
-    return {"style": {"description_width": LABEL}, "layout": {"width": "auto"}}
+def _look(name: str, tip: str) -> dict[str, Any]:
+    style = {"style": {"description_width": "88px"}, "layout": {"width": "auto"}}
+    return {"description": name, "tooltip": tip or name, **style}
 
 
 def slider(name: str, value: int, low: int, high: int, *, step: int = 1, tip: str = "") -> W.Widget:
@@ -26,9 +27,7 @@ def slider(name: str, value: int, low: int, high: int, *, step: int = 1, tip: st
         20
     """
     _inside("slider", value, low, high)
-    return W.IntSlider(
-        value, low, high, step=step, description=name, tooltip=tip or name, **_style()
-    )
+    return W.IntSlider(value, low, high, step=step, **_look(name, tip))
 
 
 def float_slider(
@@ -43,16 +42,8 @@ def float_slider(
     _inside("float_slider", value, low, high)
     value = min(high, low + round((value - low) / step) * step)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return W.FloatSlider(
-        float(f"{value:.12g}"),
-        min=low,
-        max=high,
-        step=step,
-        readout_format=f".{digits}f",
-        description=name,
-        tooltip=tip or name,
-        **_style(),
-    )
+    shown = {"step": step, "readout_format": f".{digits}f", **_look(name, tip)}
+    return W.FloatSlider(float(f"{value:.12g}"), min=low, max=high, **shown)
 
 
 def log_slider(
@@ -67,17 +58,8 @@ def log_slider(
     _inside("log_slider", value, low, high)
     a, b = math.log10(low), math.log10(high)
     value = 10 ** min(b, a + round((math.log10(value) - a) / step) * step)
-    return W.FloatLogSlider(
-        value=float(f"{value:.3g}"),
-        base=10,
-        min=a,
-        max=b,
-        step=step,
-        readout_format=".2r",
-        description=name,
-        tooltip=tip or name,
-        **_style(),
-    )
+    shown = {"step": step, "readout_format": ".2r", **_look(name, tip)}
+    return W.FloatLogSlider(float(f"{value:.3g}"), base=10, min=a, max=b, **shown)
 
 
 def menu(
@@ -90,7 +72,7 @@ def menu(
         'iid'
     """
     pairs = _options("menu", name, options, value)
-    return W.Dropdown(options=pairs, value=value, description=name, tooltip=tip or name, **_style())
+    return W.Dropdown(options=pairs, value=value, **_look(name, tip))
 
 
 def choices(
@@ -103,9 +85,7 @@ def choices(
         'all'
     """
     pairs = _options("choices", name, options, value)
-    return W.SelectionSlider(
-        options=pairs, value=value, description=name, tooltip=tip or name, **_style()
-    )
+    return W.SelectionSlider(options=pairs, value=value, **_look(name, tip))
 
 
 def heading(text: str) -> W.Widget:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ import ipywidgets as W
 from . import kernel
 from .controls import has_value, value_of
 from .engine import Engine, Frame, Snapshot
-from .figure import base64_png, figure, png
+from .figure import figure, png
 from .parts import Part, Readout, Status
 from .save import claim, fill, table
 from .words import flat, words
@@ -80,7 +81,7 @@ class Explorable:
         self._caption, self._code, self._predict = caption, code, predict
         self._lock, self._static, self._showing_code = threading.RLock(), "", False
         self._loop, self._adjusting = kernel.running_loop(), False
-        self._build(rounds, readout)
+        self.status = Status()
         self.engine = Engine(
             make,
             self._adjust(),
@@ -89,6 +90,7 @@ class Explorable:
             pace=seconds / rounds if rounds else 0.0,
             on_frame=self._frame,
         )
+        self._build(rounds, readout)
         if preview:
             self._frame(self.engine.compute())
         for c in self.controls.values():
@@ -117,7 +119,7 @@ class Explorable:
         snapshot = self.engine.snapshot()
         data, picture = claim(self._stem(snapshot), [".csv", ".png"])
         fill(data, self._table(snapshot))
-        self._tell(f"Saved {data.name} and {picture.name} in {data.parent}")
+        self.status.news = f"Saved {data.name} and {picture.name} in {data.parent}"
         if self._loop is not None and self._loop.is_running():
             self._loop.call_soon_threadsafe(self._draw_file, picture)
         else:
@@ -136,7 +138,6 @@ class Explorable:
     # -- building --------------------------------------------------------------------------------
 
     def _build(self, rounds: int, readout: Callable[[Snapshot], list[str]] | None) -> None:
-        self.status = Status()
         self.readout = Readout(readout or (lambda s: [])) if rounds else None
         head, foot = self._head() if rounds else None, self._foot()
         for c in self.controls.values():
@@ -150,20 +151,18 @@ class Explorable:
 
     def _head(self) -> W.Widget:
         self.run_button = _button("Run", "play", "Run or pause the training", self._toggled)
-        self.step_button = _button("Step", "step-forward", "One round", self.step)
-        self.reset_button = _button("Reset", "undo", "Back to round 0", self.reset)
+        self.step_button = _button("Step", "step-forward", "One round", self.engine.step)
+        self.reset_button = _button("Reset", "undo", "Back to round 0", self.engine.reset)
         buttons = _box([self.run_button, self.step_button, self.reset_button], "fl-buttons")
         return _box([buttons, self.readout], "fl-head")
 
     def _foot(self) -> W.Widget:
         predict = W.HTML(self._predict)
         predict.add_class("fl-predict")
-        buttons = []
+        buttons = [_button("Save", "download", "CSV and PNG beside the notebook", self._save)]
         if self._code:
-            buttons.append(
-                _button("Code", "code", "The Python that makes this run", self.show_code)
-            )
-        buttons.append(_button("Save", "download", "CSV and PNG beside the notebook", self._save))
+            tip = "The Python that makes this run"
+            buttons.insert(0, _button("Code", "code", tip, self.show_code))
         return _box([predict, *buttons], "fl-foot")
 
     # -- from the browser, on whatever thread the kernel chose -----------------------------------
@@ -190,14 +189,6 @@ class Explorable:
         else:
             self.engine.run()
 
-    def step(self) -> None:
-        """One round, then hold: what the Step button does."""
-        self.engine.step()
-
-    def reset(self) -> None:
-        """Back to round 0: what the Reset button does."""
-        self.engine.reset()
-
     def show_code(self) -> None:
         """Show or hide the Python that makes this run: what the Code button does."""
         self._showing_code = not self._showing_code
@@ -208,7 +199,7 @@ class Explorable:
         try:
             self.save()
         except OSError as e:
-            self._tell(f"Nothing saved: {e}")
+            self.status.news = f"Nothing saved: {e}"
 
     # -- from the worker -------------------------------------------------------------------------
 
@@ -228,9 +219,6 @@ class Explorable:
             self.status.said = f"{s.state}. {self.caption(s)}"
         if self._showing_code and self._code:
             self.status.code = self._code(s)
-
-    def _tell(self, text: str) -> None:
-        self.status.news = text
 
     # -- pictures and files, on the main thread --------------------------------------------------
 
@@ -256,7 +244,7 @@ class Explorable:
         data = dict(self.ui._repr_mimebundle_() or {})
         said = self.caption()
         if not self._static:
-            self._static = base64_png(self.figure())
+            self._static = base64.b64encode(png(self.figure())).decode()
         data |= {"text/plain": said, "image/png": self._static}
         return data, {"image/png": {"alt": said}}
 

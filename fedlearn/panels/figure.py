@@ -5,7 +5,6 @@ Drawn on the main thread only: Matplotlib used from another thread breaks the re
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 
@@ -51,8 +50,3 @@ def png(fig: Figure) -> bytes:
     out = io.BytesIO()
     fig.savefig(out, format="png", metadata={"Software": None}, facecolor="white")
     return out.getvalue()
-
-
-def base64_png(fig: Figure) -> str:
-    """The PNG as notebooks hold it."""
-    return base64.b64encode(png(fig)).decode()

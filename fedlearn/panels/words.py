@@ -46,12 +46,7 @@ NAMES = {
 
 
 def words(value: Any) -> str:
-    """A setting as menus and captions say it: two digits are enough.
-
-    Example:
-        >>> words(0.1), words(100.0), words(None), words("dirichlet_label")
-        ('0.1', '100', 'all', 'Dirichlet by label')
-    """
+    """A setting as menus and captions say it: two digits are enough."""
     if value is None:
         return "all"
     if callable(value):
@@ -70,14 +65,7 @@ def flat(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What was different in the last run, for the legend; nothing if it is more than two things.
-
-    Example:
-        >>> changed({"alpha": 100.0, "epochs": 5}, {"alpha": 0.1, "epochs": 5})
-        ' (α = 100)'
-        >>> changed({"partition": "iid", "alpha": 1.0}, {"partition": "shards", "alpha": 0.1})
-        ' (even)'
-    """
+    """What was different in the last run, for the legend: `` (α = 100)``; nothing if it is long."""
     before, now = flat(before), flat(now)
     other = {k for k, v in before.items() if now.get(k) != v}
     if "partition" in other:  # the skew of one split says nothing about another

@@ -32,33 +32,20 @@ from .controls import (
 from .frames import frames
 from .settings import MODELS, Settings
 
-_DIFFER = {  # as the menu has them
-    "dataset": "dataset",
-    "clients": "clients",
-    "split": "partition",
-    "skew α": "alpha",
-    "shift": "feature",
-    "shift amount": "amount",
-    "method": "method",
-    "model": "model",
-    "local epochs": "epochs",
-    "batch": "batch",
-    "learning rate": "lr",
+_DIFFER: dict[str, tuple[str, tuple[Any, ...]]] = {  # as the menu has it; B: the first not A's
+    "dataset": ("dataset", ("digits", "breast_cancer")),
+    "clients": ("clients", (5, 4)),
+    "partition": ("split", ("iid", "dirichlet_label")),
+    "alpha": ("skew α", (100.0, 0.1)),
+    "feature": ("shift", ("label_swap", "none")),
+    "amount": ("shift amount", (1.0, 0.0)),
+    "method": ("method", ("fedsgd", "fedavg")),
+    "model": ("model", MODELS[::-1]),
+    "epochs": ("local epochs", (1, 20)),
+    "batch": ("batch", (8, None)),
+    "lr": ("learning rate", (0.1, 1.0)),
 }
-VARY = tuple(_DIFFER.values())
-_CONTRASTS: dict[str, tuple[Any, ...]] = {  # B is the first that A is not
-    "dataset": ("digits", "breast_cancer"),
-    "clients": (5, 4),
-    "partition": ("iid", "dirichlet_label"),
-    "alpha": (100.0, 0.1),
-    "feature": ("label_swap", "none"),
-    "amount": (1.0, 0.0),
-    "method": ("fedsgd", "fedavg"),
-    "model": MODELS[::-1],
-    "epochs": (1, 20),
-    "batch": (8, None),
-    "lr": (0.1, 1.0),
-}
+VARY = tuple(_DIFFER)
 _LONG = {"Epochs": "Local epochs", "Rate η": "Learning rate"}  # beside a letter: the short one
 _SWITCH = {"alpha": "partition", "amount": "feature", "epochs": "method", "batch": "method"}
 _OVER = {below: name for name, all_ in TOGETHER.items() for below in all_}  # where it is shown
@@ -253,21 +240,18 @@ def _all_controls(
     All are made once and shown by turns: a change of the menu makes no widget and loses no value.
     """
     made: dict[str, W.Widget] = {"heading AB": C.heading("A AND B")}
-    made["vary"] = C.menu("Differ in", _DIFFER, vary, tip="The one setting in which A and B differ")
+    titles = {title: name for name, (title, _) in _DIFFER.items()}
+    made["vary"] = C.menu("Differ in", titles, vary, tip="The one setting in which A and B differ")
     wanted = {name for name in OFFERED if name in VARY or name in show}
     for name, control in make_controls(s, tuple(wanted), most).items():
         made[name] = control
         if name in VARY:
-            value = b if name == vary else _contrast(s, name)
+            value = b if name == vary else next(v for v in _DIFFER[name][1] if v != vars(s)[name])
             twin = make_control(replace(s, cohort=None, **{name: value}), name, most)
             brief = {v: k for k, v in _LONG.items()}.get(twin.description, twin.description)
             twin.description = f"B: {brief}"
             made[f"b {name}"] = twin
     return made
-
-
-def _contrast(s: Settings, name: str) -> Any:
-    return next(v for v in _CONTRASTS[name] if v != getattr(s, name))
 
 
 def _within(values: Mapping[str, Any]) -> Settings:

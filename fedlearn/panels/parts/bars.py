@@ -51,11 +51,8 @@ class Bars(Part):
         self.each = np.zeros(0)
 
     def show(self, snapshot: Snapshot) -> None:
-        values = snapshot.latest.get(self._key)
-        if values is None:
-            if snapshot.state != "error":
-                return
-            values = []
+        if (values := self.found(snapshot, self._key, [])) is None:
+            return
         self.each = np.asarray(values, float)
         known = self.each[np.isfinite(self.each)]
         with self.hold_sync():

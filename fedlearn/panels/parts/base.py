@@ -54,6 +54,10 @@ class Part(anywidget.AnyWidget):
     label = T.Unicode("").tag(sync=True)
     gen = T.Int(0).tag(sync=True)
 
+    def found(self, s: Snapshot, key: str, none: Any) -> Any:
+        """What the frames hold under a key; ``none`` after an error: an old picture deceives."""
+        return s.latest.get(key, none if s.state == "error" else None)
+
     def show(self, snapshot: Snapshot) -> None:
         """Send what the snapshot holds to the browser. Only a panel's worker calls it."""
         raise NotImplementedError

@@ -38,16 +38,14 @@ class Dots(Part):
         self.each = np.zeros(0)
 
     def show(self, snapshot: Snapshot) -> None:
-        values = snapshot.latest.get("clients")
-        if values is None:
-            if snapshot.state != "error":
-                return
-            values, self.label = [], f"{self.title}: none"
+        if (values := self.found(snapshot, "clients", [])) is None:
+            return
         self.each = np.asarray(values, float)
         drift = snapshot.columns.get("drift", np.full(1, np.nan))[-1]
         with self.hold_sync():
             self.gen, self.values = snapshot.gen, packed(self.each)
             self.drift = f"drift: mean ‖θₖ − θ‖ = {drift:.2g}" if np.isfinite(drift) else ""
+            self.label = f"{self.title}: none"
             if np.isfinite(self.each).any():
                 k = int(np.nanargmin(self.each))
                 self.label = (

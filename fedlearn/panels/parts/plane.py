@@ -38,15 +38,6 @@ class Plane(Part):
         >>> plane.show(Engine(lambda: [{"plane": scene}], {}, rounds=1).compute())
         >>> plane.label
         'plane: optimum at (0, 1)'
-
-        A round's drift, two clients' local paths and the step that the server makes of them:
-
-        >>> start, steps = np.zeros(2), np.arange(6)[:, None] / 5
-        >>> local = [start + steps * np.array(end) for end in ((1.0, 0.2), (-0.2, 0.8))]
-        >>> paths = [{"points": path, "color": k, "dashed": True} for k, path in enumerate(local)]
-        >>> mean = {"points": [start, np.mean([path[-1] for path in local], 0)], "color": 7}
-        >>> scene = {"paths": [*paths, mean], "points": [{"at": start, "name": "θ", "color": 7}]}
-        >>> plane.show(Engine(lambda: [{"plane": scene}], {}, rounds=1).compute())
     """
 
     _esm = script("plane")

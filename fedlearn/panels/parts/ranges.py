@@ -8,23 +8,13 @@ import numpy as np
 
 
 def round_up(v: float, steps: Sequence[float] = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)) -> float:
-    """The smallest of ``steps`` times a power of ten that isn't below v > 0.
-
-    Example:
-        >>> round_up(2.31), round_up(0.02)
-        (2.5, 0.02)
-    """
+    """The smallest of ``steps`` times a power of ten that isn't below v > 0."""
     ten = 10.0 ** np.floor(np.log10(v))
     return float(f"{next((m * ten for m in steps if m * ten >= v * (1 - 1e-9)), 10 * ten):.6g}")
 
 
 def linear_range(v: np.ndarray) -> tuple[float, float]:
-    """From 0, or a round number below, to a round number above.
-
-    Example:
-        >>> linear_range(np.array([0.3, 2.2]))
-        (0.0, 2.5)
-    """
+    """From 0, or a round number below, to a round number above."""
     lo, hi = float(v.min()), float(v.max())
     top = round_up(hi) if hi > 0 else 0.0
     low = -round_up(-lo) if lo < 0 else 0.0
@@ -32,12 +22,7 @@ def linear_range(v: np.ndarray) -> tuple[float, float]:
 
 
 def log_range(v: np.ndarray) -> tuple[float, float]:
-    """Round numbers below and above, one to six decades apart.
-
-    Example:
-        >>> log_range(np.array([0.13, 2.3]))
-        (0.1, 3.0)
-    """
+    """Round numbers below and above, one to six decades apart."""
     lo, hi = float(v.min()), float(v.max())
     top = round_up(hi, (1, 2, 3, 5, 10))
     ten = 10.0 ** np.floor(np.log10(lo))

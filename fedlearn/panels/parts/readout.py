@@ -42,15 +42,7 @@ class Readout(Part):
 
 
 class Status(Part):
-    """Errors in words, what was saved, the code; and it gives slider handles their names.
-
-    Example:
-        >>> from fedlearn.panels import Engine
-        >>> status = Status()
-        >>> status.show(Engine(lambda: [{"loss": 1 / 0}], {}, rounds=9).compute())
-        >>> status.error
-        'division by zero'
-    """
+    """Errors in words, what was saved, the code; and it gives slider handles their names."""
 
     _esm = script("status")
     error = T.Unicode("").tag(sync=True)
