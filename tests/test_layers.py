@@ -26,6 +26,7 @@ ONLY = {  # who may import it, at the top of a file or inside a function
     "ipywidgets": {"panels"},
     "anywidget": {"panels"},
     "IPython": {"panels"},
+    "joblib": {"panels"},
     "matplotlib": {"plots", "panels"},
     "flwr": {"flower"},
     "sklearn": {"data"},

@@ -165,9 +165,7 @@ def test_the_noise_that_is_added_has_the_promised_variance():
     )
     recipe = Recipe(still, task.theta0, privacy.private_mean(0.5, z=2.0, expected=4.0))
     clients = Simulated(recipe, p.x, p.y, p.parts)
-    thetas = [task.theta0] + [
-        r.theta for r in federate(clients, rounds=200, cohort=poisson(0.5))
-    ]
+    thetas = [task.theta0] + [r.theta for r in federate(clients, rounds=200, cohort=poisson(0.5))]
     steps = torch.stack([b - a for a, b in zip(thetas, thetas[1:])])  # noqa: RUF007
     want = 2.0 * 0.5 / 4.0
     assert steps.std().item() == pytest.approx(want, rel=0.03)  # 14,600 draws: 0.6 % is one sigma

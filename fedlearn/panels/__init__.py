@@ -1,31 +1,39 @@
 """Live panels for notebooks. The only part of fedlearn that needs ipywidgets and anywidget.
 
+The README of this folder draws a slider's way to the picture.
+
 >>> from fedlearn.panels import Panel
 >>> panel = Panel(show=("alpha",), rounds=3)
 >>> panel.close()
 """
 
 from . import controls
-from .boundary import Boundary
-from .cells import grid
-from .clients import Bars, ClientCurves
-from .compare import Compare
 from .engine import Engine, Past, Snapshot
 from .explorable import Explorable
-from .heat import Heat
-from .panel import Panel
-from .parts import Curve, Dots, Holdings, Part, Plane
-from .pictures import Pictures
-from .scene import boundary_scene
-from .study import Settings, code, frames
-from .sweep import Sweep
-from .toy import ToyPanel
-from .words import Readout
+from .federated.code import code
+from .federated.compare import Compare
+from .federated.frames import frames
+from .federated.panel import Panel
+from .federated.settings import Settings
+from .federated.sweep import Sweep
+from .federated.workers import grid
+from .parts import (
+    Bars,
+    Boundary,
+    Curve,
+    Dots,
+    Heat,
+    Holdings,
+    Part,
+    Pictures,
+    Plane,
+    Readout,
+    boundary_scene,
+)
 
 __all__ = [
     "Bars",
     "Boundary",
-    "ClientCurves",
     "Compare",
     "Curve",
     "Dots",
@@ -42,7 +50,6 @@ __all__ = [
     "Settings",
     "Snapshot",
     "Sweep",
-    "ToyPanel",
     "boundary_scene",
     "code",
     "controls",
