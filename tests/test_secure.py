@@ -911,8 +911,6 @@ def test_the_order_of_the_rows_does_not_matter():
     back = torch.tensor([2, 0, 1])
     some = ctx._replace(answered=ctx.answered[back.numpy()])
     out = pipeline.combine({"delta": rows[back]}, n, some)
-        {"delta": rows[back]}, n, ctx._replace(answered=ctx.answered[back.numpy()])
-    )
     assert torch.allclose(out, (n / 6).double() @ delta, atol=3 / 6 * 2.0**-20)
 
 
