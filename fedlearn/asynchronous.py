@@ -86,7 +86,7 @@ def asynchronous(
         Diverged: From the iterator.
 
     Example:
-        >>> from fedlearn import algorithms, data, fleet, model, partition
+        >>> from fedlearn import Recipe, algorithms, data, fleet, model, partition
         >>> digits, task = data.load("digits"), model.softmax_regression(64, 10)
         >>> parts = partition.iid(digits.y, 50, np.random.default_rng(0))
         >>> recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0, epochs=5)
