@@ -909,9 +909,8 @@ def test_the_order_of_the_rows_does_not_matter():
     delta, n = torch.randn(3, 6, dtype=torch.float64), torch.tensor([1.0, 3.0, 2.0])
     rows, _ = pipeline.encode(delta, n, {}, ctx)
     back = torch.tensor([2, 0, 1])
-    out = pipeline.combine(
-        {"delta": rows[back]}, n, ctx._replace(answered=ctx.answered[back.numpy()])
-    )
+    some = ctx._replace(answered=ctx.answered[back.numpy()])
+    out = pipeline.combine({"delta": rows[back]}, n, some)
     assert torch.allclose(out, (n / 6).double() @ delta, atol=3 / 6 * 2.0**-20)
 
 
