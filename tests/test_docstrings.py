@@ -70,7 +70,7 @@ TOP = {k: f for k, f in FUNCTIONS.items() if k in EXPORTED}
 
 
 def test_there_is_something_to_look_at():
-    assert {"fedlearn.federate.federate", "fedlearn.simulated.Simulated.run"} <= set(PUBLIC)
+    assert {"fedlearn.loop.federate", "fedlearn.simulated.Simulated.run"} <= set(PUBLIC)
     assert len(TOP) > 60 and len(PUBLIC) > len(EXPORTED)
 
 

@@ -892,7 +892,7 @@ def test_dropouts_are_recovered():
     runs = [
         went(chain(*s), cohort=call, rounds=6) for s in ((mean(),), stages(threshold=threshold))
     ]
-    lost = [r.called - len(r.answered) for r in runs[0]]
+    lost = [len(r.called) - len(r.answered) for r in runs[0]]
     assert sum(lost) >= 4 and max(lost) <= 7 - threshold
     assert (runs[0][-1].theta - runs[1][-1].theta).abs().max() <= off(21, 6, 7, 20)
 
