@@ -100,8 +100,11 @@ class History:
         self.failed = {int(t): why for t, why in self.failed.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        rule = f"one of {', '.join(self.columns) or 'none yet'}"
-        check("History", "the column", name, name in self.columns, rule, "'round'")
+        if name not in self.columns:
+            there = ", ".join(self.columns) or "none"
+            raise ValueError(
+                f"History: no column {name!r}; there are {there}, e.g. history['round']"
+            )
         return np.asarray(self.columns[name])
 
     def __len__(self) -> int:

@@ -52,8 +52,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         vector = self.theta.dim() == 1 and bool(self.theta.isfinite().all())
-        got, rule = tuple(self.theta.shape), "a finite vector (d,)"
-        check("Recipe", "theta", f"shape {got}", vector, rule, "task.theta0")
+        got = tuple(self.theta.shape) if self.theta.dim() != 1 else "inf or NaN in it"
+        check("Recipe", "theta", got, vector, "a finite vector (d,)", "task.theta0")
         if self.batch is not None:
             more = ", or None for all of a client's examples"
             whole("Recipe", "batch", self.batch, more=more, example=32)
