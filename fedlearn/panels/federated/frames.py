@@ -18,7 +18,7 @@ from ... import algorithms, data, model, partition, skew
 from ...algorithms import Algorithm
 from ...federate import Diverged, Recipe, Simulated, centralised, federate
 from ...rng import Use, numpy_rng
-from ..parts import boundary_scene
+from ..parts.lines import boundary_scene
 from ..words import words
 from .settings import METHODS, PARTITIONS, Settings
 
