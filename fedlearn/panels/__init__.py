@@ -17,19 +17,17 @@ from .federated.panel import Panel
 from .federated.settings import Settings
 from .federated.sweep import Sweep
 from .federated.workers import grid
-from .parts import (
-    Bars,
-    Boundary,
-    Curve,
-    Dots,
-    Heat,
-    Holdings,
-    Part,
-    Pictures,
-    Plane,
-    Readout,
-    boundary_scene,
-)
+from .parts.bars import Bars
+from .parts.base import Part
+from .parts.boundary import Boundary
+from .parts.curve import Curve
+from .parts.dots import Dots
+from .parts.heat import Heat
+from .parts.holdings import Holdings
+from .parts.lines import boundary_scene
+from .parts.pictures import Pictures
+from .parts.plane import Plane
+from .parts.readout import Readout
 
 __all__ = [
     "Bars",

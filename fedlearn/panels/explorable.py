@@ -15,9 +15,14 @@ from . import kernel
 from .controls import has_value, value_of
 from .engine import Engine, Frame, Snapshot
 from .figure import figure, png
-from .parts import Part, Readout, Status
+from .parts.base import Part
+from .parts.readout import Readout, Status
 from .save import claim, fill, table
 from .words import flat, words
+
+_SAVE = (
+    "CSV and PNG beside the notebook. A panel lives in the kernel: a restart forgets its last run"
+)
 
 
 class Explorable:
@@ -159,7 +164,7 @@ class Explorable:
     def _foot(self) -> W.Widget:
         predict = W.HTML(self._predict)
         predict.add_class("fl-predict")
-        buttons = [_button("Save", "download", "CSV and PNG beside the notebook", self._save)]
+        buttons = [_button("Save", "download", _SAVE, self._save)]
         if self._code:
             tip = "The Python that makes this run"
             buttons.insert(0, _button("Code", "code", tip, self.show_code))
@@ -207,10 +212,6 @@ class Explorable:
         for part in (*self.parts, self.readout, self.status):
             if part is not None:
                 part.show(s)
-        self._after(s)
-
-    def _after(self, s: Snapshot) -> None:
-        """What changes when a run starts or ends."""
         if hasattr(self, "run_button"):
             running = s.state == "running"
             self.run_button.description = "Pause" if running else "Run"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .parts import Part
+from .parts.base import Part
 
 
 def figure(

@@ -11,7 +11,8 @@ import ipywidgets as W
 from .. import controls as C
 from ..engine import Frame, Snapshot
 from ..explorable import Explorable
-from ..parts import Curve, Holdings
+from ..parts.curve import Curve
+from ..parts.holdings import Holdings
 from ..save import table
 from ..words import said, words
 from .code import code

@@ -21,7 +21,7 @@ from ...loop import federate
 from ...recipe import Recipe
 from ...rng import Use, numpy_rng
 from ...simulated import Simulated, centralised
-from ..parts import boundary_scene
+from ..parts.lines import boundary_scene
 from ..words import words
 from .settings import METHODS, PARTITIONS, Settings
 

@@ -9,7 +9,10 @@ import ipywidgets as W
 
 from ..engine import Frame, Snapshot
 from ..explorable import Explorable
-from ..parts import Boundary, Curve, Dots, Holdings
+from ..parts.boundary import Boundary
+from ..parts.curve import Curve
+from ..parts.dots import Dots
+from ..parts.holdings import Holdings
 from ..save import table
 from ..words import words
 from .code import code

@@ -10,7 +10,7 @@ import numpy as np
 from .. import kernel
 from ..engine import Frame, Snapshot
 from ..explorable import Explorable
-from ..parts import Heat
+from ..parts.heat import Heat
 from ..words import SHORT, words
 from .controls import follow, make_controls, offered
 from .panel import settle

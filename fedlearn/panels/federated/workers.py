@@ -24,7 +24,9 @@ from .frames import final
 from .settings import Axis, Settings, pairs
 
 Result = dict[str, float]  # of the last round; empty: the run diverged, or the split is impossible
+Away = dict[Settings, "Future[Result | None]"]  # in a worker's hands, or next
 _KNOWN: dict[Settings, Result] = {}  # every cell ever computed here; a few floats each
+_TEAMS: dict[str, Away] = {}  # of the sweeps that run now
 
 
 def grid(
@@ -73,8 +75,11 @@ def sweep(
     todo.sort(key=lambda s: s.epochs * s.rounds)
     alone = len(todo) < 2 or any(callable(s.method) for s in todo)  # a notebook's function stays
     n = 0 if alone else others() if helpers is None else helpers
-    with _team(n, todo[::-1]) as away:
+    room = n and n + 1  # one cell waits, so that no worker does
+    with _team(n) as (away, ask):
         while todo and not stale():
+            for s in [s for s in todo[::-1] if s not in away][: max(room - len(away), 0)]:
+                ask(s)
             own = next((s for s in todo if s not in away or away[s].cancel()), None)
             came = {} if own is None else {own: final(own, stale)}
             if own is None:
@@ -82,7 +87,9 @@ def sweep(
             for s in [s for s in todo if s in away and away[s].done()]:
                 future = away.pop(s)
                 if not future.cancelled() and future.exception() is None:
-                    came[s] = future.result()  # else its worker has died: this thread's turn
+                    came[s] = future.result()
+                elif not future.cancelled():  # its worker has died: the rest is done here
+                    room = 0
             for s, found in came.items():
                 if found is not None:
                     _KNOWN[s] = found
@@ -98,28 +105,28 @@ def others() -> int:
 
 
 @contextlib.contextmanager
-def _team(n: int, cells: Sequence[Settings]) -> Iterator[dict[Settings, Future[Result | None]]]:
-    """n workers with these cells before them, in order; whoever leaves ends their work.
+def _team(n: int) -> Iterator[tuple[Away, Callable[[Settings], None]]]:
+    """(cells in the hands of n workers, a function that gives them one more).
 
     They can't be told to stop, but each looks, once a round, whether a folder is still there.
     """
+    away: Away = {}
     if n < 1:
-        yield {}
+        yield away, lambda s: None
         return
     from joblib.externals.loky import get_reusable_executor
 
-    with TemporaryDirectory(prefix="fedlearn-sweep-", ignore_cleanup_errors=True) as folder:
-        away: dict[Settings, Future[Result | None]] = {}
+    def ask(s: Settings) -> None:
         with contextlib.suppress(OSError, RuntimeError):  # where no process may be started
-            pool: Any = get_reusable_executor(
-                n, timeout=600, initializer=_begin, initargs=(os.getpid(),)
-            )
-            for s in cells:
-                away[s] = pool.submit(_away, s, folder)
+            begin = {"initializer": _begin, "initargs": (os.getpid(),)}
+            pool: Any = get_reusable_executor(n, timeout=600, **begin)
+            away[s] = pool.submit(_away, s, folder)
             _leave_at_once()
+
+    with TemporaryDirectory(prefix="fedlearn-sweep-", ignore_cleanup_errors=True) as folder:
         _TEAMS[folder] = away
         try:
-            yield away
+            yield away, ask
         finally:
             _give_up(folder)
 
@@ -128,9 +135,6 @@ def _give_up(folder: str) -> None:
     for future in _TEAMS.pop(folder, {}).values():
         future.cancel()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-_TEAMS: dict[str, dict[Settings, Future[Result | None]]] = {}  # of the sweeps that run now
 
 
 @functools.cache

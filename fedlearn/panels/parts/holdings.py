@@ -46,33 +46,24 @@ class Holdings(Part):
         self.table, self._key = np.zeros((0, 0)), key
 
     def show(self, snapshot: Snapshot) -> None:
-        table = snapshot.latest.get(self._key)
-        if table is None and snapshot.state == "error":  # an old picture beside it would deceive
-            table, note = np.zeros((0, 0)), "no split: see the message below"
-        elif table is None or (table is self.table and snapshot.gen == self.gen):
+        table = self.found(snapshot, self._key, np.zeros((0, 0)))
+        if table is None or (table is self.table and snapshot.gen == self.gen):
             return
-        else:
-            note = str(snapshot.latest.get("note", ""))
         self.table = np.asarray(table)
-        if not self.table.size:
-            self._clear(snapshot.gen, note)
-            return
         N, C = self.table.shape
-        kinds = np.median((self.table > 0).sum(1))
+        sizes, kinds = self.table.sum(1), (self.table > 0).sum(1)
         with self.hold_sync():
-            self.gen, self.clients = snapshot.gen, N
-            self.names = [str(v) for v in snapshot.latest.get("labels", range(C))]
-            self.note = note
-            self.counts = packed(self.table)
+            self.gen, self.clients, self.counts = snapshot.gen, N, packed(self.table)
+            self.names = [str(v) for v in snapshot.latest.get("labels", range(C))][:C]
+            self.note = str(snapshot.latest.get("note", ""))
+            if not N:
+                self.note = "no split: see the message below"
+                self.label = f"{self.title}: {self.note}"
+                return
             self.label = (
-                f"{self.title}: {N} clients, half of them hold {kinds:.0f} or fewer of {C} "
-                f"labels; {self.table.sum(1).min():.0f} to {self.table.sum(1).max():.0f} examples"
+                f"{self.title}: {N} clients, half of them hold {np.median(kinds):.0f} or fewer of "
+                f"{C} labels; {sizes.min():.0f} to {sizes.max():.0f} examples"
             )
-
-    def _clear(self, gen: int, note: str) -> None:
-        with self.hold_sync():
-            self.gen, self.clients, self.names, self.counts = gen, 0, [], b""
-            self.note, self.label = note, f"{self.title}: {note}"
 
     def paint(self, axes: Any) -> None:
         from matplotlib.colors import LinearSegmentedColormap
