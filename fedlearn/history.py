@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from .checks import check
 from .files import write_whole
 
 OWN = ("round", "bytes", "train_loss", "seconds")  # columns that no metric may be called
@@ -95,7 +96,8 @@ class History:
         failed: Mapping[int, str] | None = None,
     ):
         number = lambda v: math.nan if v is None else v  # JSON has no NaN
-        self.columns = {str(k): list(map(number, v)) for k, v in (columns or {}).items()}
+        columns = {} if columns is None else columns  # a DataFrame is neither true nor false
+        self.columns = {str(k): list(map(number, v)) for k, v in columns.items()}
         self.theta, self.stopped = theta, stopped
         self.failed = {int(t): why for t, why in (failed or {}).items()}
 
@@ -119,35 +121,42 @@ class History:
         return "; ".join(said + [f"ended early: {self.stopped}"] * bool(self.stopped))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, History) and self.to_json() == other.to_json()
+        if not isinstance(other, History) or list(self.columns) != list(other.columns):
+            return False
+        mine, theirs = ([list(map(_plain, c)) for c in h.columns.values()] for h in (self, other))
+        ends = [(h.stopped, h.failed) for h in (self, other)]
+        return mine == theirs and ends[0] == ends[1]  # 3 and 3.0, of a DataFrame, are one number
 
     def check(self, r: Round) -> None:
-        """Refuse a metric that is called like one of the history's own columns."""
+        """Refuse a metric that is no number, or called like one of the history's own columns."""
         if taken := sorted(set(OWN) & set(r.metrics)):
             raise ValueError(
                 f"History: evaluate must not name a metric {taken[0]!r}, the history's own column; "
                 f"got {', '.join(map(str, r.metrics))}, e.g. 'test_{taken[0]}'"
             )
+        for name, v in r.metrics.items():
+            rule = "a number; the history has one a round"
+            check("History", f"metrics[{name!r}]", v, isinstance(_item(v), (int, float)), rule, 0.9)
 
     def add(self, r: Round) -> None:
         """Append one round; again, if Ctrl-C ended the first try.
 
         Raises:
-            ValueError: If a metric is called like one of the history's own columns.
+            ValueError: If a metric is no number, or called like one of the history's own columns.
         """
         self.check(r)
+        self.theta = r.theta
         n = len(self)
         last = {k: v[n - 1] for k, v in self.columns.items()} if n else {}
         moved = r.sent * len(r.called) + r.received * len(r.answered)
         row = {"round": r.t + 1, "bytes": last.get("bytes", 0) + moved, "train_loss": r.loss}
         if not math.isnan(r.seconds) or "seconds" in last:  # nobody answered: the clock stands
             row["seconds"] = last.get("seconds", 0) + np.nan_to_num(r.seconds).item()
-        row |= r.metrics
+        row |= {name: _item(v) for name, v in r.metrics.items()}
         for name in row:
             self.columns.setdefault(name, [math.nan] * n)
         for name in reversed(self.columns):  # "round", which counts, comes last
             self.columns[name][n:] = [row.get(name, math.nan)]
-        self.theta = r.theta
 
     # -- to files and back; theta goes with a checkpoint, or with torch.save -----------------------
 
@@ -194,5 +203,11 @@ class History:
 
 def _plain(v: Any) -> float | int | None:
     """A number that JSON and CSV hold and give back bit for bit; NaN is None."""
-    v = v.item() if isinstance(v, (Tensor, np.generic)) else v
+    v = _item(v)
     return None if v != v else v
+
+
+def _item(v: Any) -> Any:
+    """Python's own number for NumPy's or for a tensor of one: what any file can hold."""
+    one = isinstance(v, (Tensor, np.generic, np.ndarray)) and math.prod(v.shape) == 1
+    return v.item() if one else v
