@@ -209,9 +209,9 @@ class Run:
         self.history.failed[self.t] = str(why)
         nobody = self.call(self.clients.count, self.recipe.seed, self.t).keep(np.zeros(0, int))
         message = self.recipe.algorithm.message(self.state)
-        reply, none = no_reply(self.recipe, message, nobody)
+        reply, _ = no_reply(self.recipe, message, nobody)
         state = self.recipe.algorithm.idle(self.state, reply["delta"], reply, reply["n"])
-        r = self.keep(nobody, message, reply, reply["n"], state, none)
+        r = self.keep(nobody, message, reply, reply["n"], state)  # no client remembers anything new
         if len(self.history.failed) > self.skip:
             raise why
         return r
