@@ -8,8 +8,9 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,8 @@ def describe(thing: Any, name: str, seen: set[int] | None = None) -> dict[str, A
     """
     seen = set() if seen is None else seen
     if isinstance(thing, (Tensor, np.ndarray)):
-        thing = _digest(np.ascontiguousarray(torch.as_tensor(thing).detach().cpu().numpy()))
+        array = thing.detach().cpu().numpy() if isinstance(thing, Tensor) else thing
+        thing = _digest(np.ascontiguousarray(array))
     if isinstance(thing, (*PLAIN, np.generic)):
         return {name: thing.item() if isinstance(thing, np.generic) else thing}
     if id(thing) in seen:
@@ -99,22 +101,50 @@ def _parts(thing: Any) -> dict[Any, Any]:
         return dict(zip(getattr(thing, "_fields", range(len(thing))), thing))
     if is_dataclass(thing) and not isinstance(thing, type):
         return vars(thing)
-    if not isinstance(thing, FunctionType):
-        return {}
+    if isinstance(thing, partial):
+        return {"func": thing.func, "args": thing.args, **thing.keywords}
+    if isinstance(thing, MethodType):
+        return {"self": thing.__self__, "function": thing.__func__}
+    if not isinstance(thing, FunctionType):  # an object of a student's class is what it holds
+        return {} if isinstance(thing, (type, nn.Module)) or _ours(type(thing)) else _held(thing)
     parts = dict(
         zip(thing.__code__.co_freevars, (c.cell_contents for c in thing.__closure__ or ()))
     )
-    if not str(thing.__module__).startswith("fedlearn."):  # a student's: the numbers in it, too
-        world, code = thing.__globals__, thing.__code__
-        parts |= {n: world[n] for n in code.co_names if isinstance(world.get(n), PLAIN[:-1])}
-        parts |= {f"constant {i}": c for i, c in enumerate(code.co_consts) if isinstance(c, PLAIN)}
+    if not _ours(thing):  # a student's: what is written in it, too
         parts |= {f"default {i}": v for i, v in enumerate(thing.__defaults__ or ())}
+        parts |= thing.__kwdefaults__ or {}
+        parts |= _written(thing.__code__, thing.__globals__)
     return parts
+
+
+def _ours(thing: Any) -> bool:
+    return str(thing.__module__).startswith("fedlearn.")
+
+
+def _held(thing: Any) -> dict[str, Any]:
+    call = getattr(type(thing), "__call__", None)  # noqa: B004 (its code, not whether it has one)
+    own = {"__call__": call} if isinstance(call, FunctionType) else {}
+    return {**getattr(thing, "__dict__", {}), **own}
+
+
+def _written(code: CodeType, world: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Constants, operations, and the numbers and functions beside it that a function names."""
+    beside = {n: world.get(n) for n in code.co_names}
+    near = lambda v: isinstance(v, FunctionType) and v.__globals__ is world
+    parts = {n: v for n, v in beside.items() if isinstance(v, PLAIN[:-1]) or near(v)}
+    for i, c in enumerate(code.co_consts):
+        if isinstance(c, CodeType):
+            parts |= _written(c, world, f"{where}{i}.")
+        elif isinstance(c, PLAIN):
+            parts[f"constant {where}{i}"] = c
+    operations = code.co_code + repr(code.co_names).encode()
+    return parts | {f"code {where}".rstrip(): hashlib.sha256(operations).hexdigest()[:16]}
 
 
 def check_same(there: dict[str, Any], here: dict[str, Any]) -> None:
     """Refuse a checkpoint of another recipe; the message names what differs."""
-    other = [k for k in {**there, **here} if there.get(k, "none") != here.get(k, "none")]
+    same = lambda a, b: a == b or (a != a and b != b)  # NaN is what it was
+    other = [k for k in {**there, **here} if not same(there.get(k, "none"), here.get(k, "none"))]
     said = [f"{k} was {there.get(k, 'none')!r}, is {here.get(k, 'none')!r}" for k in other[:4]]
     more = f" and {len(other) - 4} more" * (len(other) > 4)
     if other:

@@ -1,5 +1,7 @@
 """One way to write a file: it is there whole or not at all."""
 
+import contextlib
+import glob
 import os
 import tempfile
 import time
@@ -25,9 +27,10 @@ def write_whole(path: str | Path, content: bytes) -> Path:
         b'all of it'
     """
     path = Path(path)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        if time.time() - left.stat().st_mtime > 60:
-            left.unlink(missing_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process took it away
+            if time.time() - left.stat().st_mtime > 60:
+                left.unlink()
     handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

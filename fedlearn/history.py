@@ -112,40 +112,46 @@ class History:
 
     def __repr__(self) -> str:
         last = {k: v[-1] for k, v in self.columns.items() if k != "round" and len(self)}
-        ends = ", ".join(f"{k} {v:.4g}" for k, v in last.items() if isinstance(v, (int, float)))
+        ends = ", ".join(f"{k} {v:.4g}" for k, v in last.items())
         gave_up, why = ", ".join(map(str, self.failed)), self.stopped
         more = {"at the last: ": ends, "rounds given up: ": gave_up, "ended early: ": why}
         said = [words + end for words, end in more.items() if end]
         return "; ".join([f"History of {len(self)} rounds", *said])
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, History) and self.to_json() == other.to_json()
+        if not isinstance(other, History) or list(self.columns) != list(other.columns):
+            return False
+        mine, theirs = ([list(map(_plain, c)) for c in h.columns.values()] for h in (self, other))
+        ends = [(h.stopped, h.failed) for h in (self, other)]
+        return mine == theirs and ends[0] == ends[1]  # 3 and 3.0, of a DataFrame, are one number
 
     def check(self, r: Round) -> None:
-        """Refuse a metric that is called like one of the history's own columns."""
-        for name in OWN:
-            rule = "named otherwise than the history's own columns"
-            check("History", "a metric", name, name not in r.metrics, rule, f"'test_{name}'")
+        """Refuse a metric that is no number, or called like one of the history's own columns."""
+        for name, v in r.metrics.items():
+            rule = f"named otherwise than the history's own columns {', '.join(OWN)}"
+            check("History", "a metric", name, name not in OWN, rule, f"'test_{name}'")
+            rule = "a number; the history has one a round"
+            check("History", f"metrics[{name!r}]", v, isinstance(_item(v), (int, float)), rule, 0.9)
 
     def add(self, r: Round) -> None:
         """Append one round; again, if Ctrl-C ended the first try.
 
         Raises:
-            ValueError: If a metric is called like one of the history's own columns.
+            ValueError: If a metric is no number, or called like one of the history's own columns.
         """
         self.check(r)
+        self.theta = r.theta
         n = len(self)
         last = {k: v[n - 1] for k, v in self.columns.items()} if n else {}
         moved = r.sent * len(r.called) + r.received * len(r.answered)
         row = {"round": r.t + 1, "bytes": last.get("bytes", 0) + moved, "train_loss": r.loss}
         if not math.isnan(r.seconds) or "seconds" in last:  # nobody answered: the clock stands
             row["seconds"] = last.get("seconds", 0) + np.nan_to_num(r.seconds).item()
-        row |= r.metrics
+        row |= {name: _item(v) for name, v in r.metrics.items()}
         for name in row:
             self.columns.setdefault(name, [math.nan] * n)
         for name in reversed(self.columns):  # "round", which counts, comes last
             self.columns[name][n:] = [row.get(name, math.nan)]
-        self.theta = r.theta
 
     # -- to files and back; theta goes with a checkpoint, or with torch.save -----------------------
 
@@ -192,5 +198,11 @@ class History:
 
 def _plain(v: Any) -> Any:
     """A number that JSON and CSV hold and give back bit for bit; NaN is None."""
-    v = v.tolist() if isinstance(v, (Tensor, np.generic, np.ndarray)) else v
-    return None if isinstance(v, float) and math.isnan(v) else v
+    v = _item(v)
+    return None if v != v else v
+
+
+def _item(v: Any) -> Any:
+    """Python's own number for NumPy's or for a tensor of one: what any file can hold."""
+    one = isinstance(v, (Tensor, np.generic, np.ndarray)) and math.prod(v.shape) == 1
+    return v.item() if one else v

@@ -104,27 +104,40 @@ class Run:
         theta = self.recipe.theta.detach().to(clients.device).clone()
         self.t, self.state, self.memory = 0, self.recipe.algorithm.init(theta), clients.memory()
         self.history = History(theta=theta)
-        self._loop, self._rounds = loop, loop(self)
+        self._loop = loop
+        self._rounds: Iterator[Round] | None = None  # None: to begin anew from what the run is
         self._done: tuple[Round, State, Memories] | None = None  # computed, not yet written down
         self._path: Path | None = None
-        self._save_every = 1
+        self._save_every, self._tried = 1, False
 
     def __iter__(self) -> "Run":
         return self
 
     def __next__(self) -> Round:
-        self._settle()
-        if self.over:
-            if self.t < self.rounds:
-                self.history.stopped = "the budget allows no further round"
-            raise StopIteration
         try:
-            r = next(self._rounds)
+            self._settle()
+            if self.over:
+                left = self.t < self.rounds
+                self.history.stopped = "the budget allows no further round" * left
+                raise StopIteration
+            r = self._next()
+            if self._path and (self.t % self._save_every == 0 or self.over):
+                self.save()
+            return r
+        except StopIteration:
+            raise
         except BaseException as e:  # Ctrl-C, too
-            self._rounds = self._loop(self)
-            r = self._survive(e)
-        if self._path and (self.t % self._save_every == 0 or self.over):
-            self.save()
+            self._leave(e)
+            raise
+
+    def _next(self) -> Round:
+        rounds, self._rounds = self._rounds or self._loop(self), None
+        self.history.failed.pop(self.t, None)  # of a try that was interrupted
+        try:
+            r = next(rounds)
+        except RoundFailed as e:
+            return self._give_up(e)
+        self._rounds = rounds
         return r
 
     @property
@@ -182,34 +195,40 @@ class Run:
         self.history.stopped = ""
         self.state, self.t, self._done = state, r.t + 1, None
 
-    def _survive(self, e: BaseException) -> Round:
-        """What ends a round loses nothing. One that failed is on the books; ``skip`` of them may.
+    def _give_up(self, why: RoundFailed) -> Round:
+        """A round that failed is on the books as if nobody had answered; ``skip`` of them may."""
+        self.history.failed[self.t] = str(why)
+        nobody = self.call(self.clients.count, self.recipe.seed, self.t).keep(np.zeros(0, int))
+        message = self.recipe.algorithm.message(self.state)
+        reply, _ = no_reply(self.recipe, message, nobody)
+        state = self.recipe.algorithm.idle(self.state, reply["delta"], reply, reply["n"])
+        r = self.keep(nobody, message, reply, reply["n"], state)  # no client remembers anything new
+        if len(self.history.failed) > self.skip:
+            raise why
+        return r
 
-        The history goes with the error, the last whole round to the checkpoint.
-        """
+    def _leave(self, e: BaseException) -> None:
+        """Nothing is lost: the history goes with the error, the last whole round to the disk."""
         self._settle()
         setattr(e, "history", self.history)  # noqa: B010 (no attribute that errors declare)
-        if isinstance(e, RoundFailed):  # as if nobody had answered
-            self.history.failed[self.t] = str(e)
-            nobody = self.call(self.clients.count, self.recipe.seed, self.t).keep(np.zeros(0, int))
-            message = self.recipe.algorithm.message(self.state)
-            reply, none = no_reply(self.recipe, message, nobody)
-            state = self.recipe.algorithm.idle(self.state, reply["delta"], reply, reply["n"])
-            r = self.keep(nobody, message, reply, reply["n"], state, none)
-            if len(self.history.failed) <= self.skip:
-                return r
-        else:
-            self.history.stopped = str(e) or type(e).__name__
-        if self._path and self.t:
-            self.save()
-        raise e
+        said = [] if isinstance(e, RoundFailed) else [str(e) or type(e).__name__]
+        try:
+            if self._path and self.t:
+                self.save()
+        except Exception as why:  # what ended the round is still the one to know
+            said.append(f"the checkpoint could not be written: {why}")
+            e.add_note(said[-1])
+        self.history.stopped = "; ".join(said)
 
     # -- to the disk and back ----------------------------------------------------------------------
 
     def save(self, path: Place = None) -> Path:
         """Write all that the run is, to ``path`` or to its ``checkpoint``; whole or not at all."""
-        to = disk.claim(path or self._path)
-        return write_whole(to, disk.encode(self.value()))
+        to, value = disk.claim(path or self._path), self.value()
+        if not self._tried:  # what the server keeps by now may be of another kind than at first
+            disk.check_readable(value)
+            self._tried = self.t > 0
+        return write_whole(to, disk.encode(value))
 
     @cached_property
     def made(self) -> dict[str, Any]:
@@ -341,7 +360,9 @@ def collect(rounds: Iterable[Round], *, progress: int | None = None) -> History:
             if not isinstance(rounds, Run):  # a run keeps its own
                 history.add(r)
     except (Diverged, KeyboardInterrupt) as e:
-        history.stopped = history.stopped or str(e) or "interrupted"
+        if isinstance(rounds, Run) and not hasattr(e, "history"):  # between two rounds
+            rounds._leave(e)
+        history.stopped = history.stopped or str(e) or type(e).__name__
         warnings.warn(history.stopped, RuntimeWarning, stacklevel=2)
     except Exception as e:
         setattr(e, "history", history)  # noqa: B010

@@ -7,6 +7,7 @@ Every draw is a function of (seed, use, round, client).
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,8 @@ def sample(n: int, k: int, seed: int, t: int) -> np.ndarray:
         >>> sample(5, 5, seed=0, t=0)
         array([0, 1, 2, 3, 4])
     """
+    whole("sample", "n", n, 0)
+    whole("sample", "k", k, 0, n)
     if k == n:
         return np.arange(n)
     return np.sort(numpy_rng(seed, Use.SAMPLE, t).choice(n, size=k, replace=False))
@@ -92,7 +95,7 @@ def weighted(k: int, weight: Sequence[float], *, replace: bool = False) -> Call:
         the convergence of FedAvg on non-IID data", Scheme I.
     """
     whole("weighted", "k", k)
-    w = np.asarray(weight, dtype=float)
+    w = _numbers("weighted", "weight", weight)
     top = math.inf if replace else np.count_nonzero(w)
     good = w.ndim == 1 and np.isfinite(w).all() and (w >= 0).all() and k <= top and w.sum() > 0
     rule = "N finite numbers >= 0, at least k of them > 0"
@@ -185,7 +188,7 @@ def dropouts(call: Call, rate: float | Sequence[float]) -> Call:
         >>> ctx.called, ctx.answered
         (array([0, 1, 2, 3]), array([0, 2]))
     """
-    r = np.asarray(rate, dtype=float)
+    r = _numbers("dropouts", "rate", rate)
     _chances("dropouts", "rate", r)
 
     def lossy(n: int, seed: int, t: int) -> Context:
@@ -219,7 +222,7 @@ def stragglers(call: Call, share: float | Sequence[float], *, drop: bool = False
     Reference:
         Li, Sahu et al., 2020, FedProx, §5.2 (there a whole number of epochs, uniform in 1..E).
     """
-    s = np.asarray(share, dtype=float)
+    s = _numbers("stragglers", "share", share)
     _chances("stragglers", "share", s)
 
     def slow(n: int, seed: int, t: int) -> Context:
@@ -241,7 +244,7 @@ def _draws(n: int, seed: int, *path: int) -> np.ndarray:
 
 
 def _happens(name: str, chance: np.ndarray, n: int, seed: int, use: Use, t: int) -> np.ndarray:
-    p = np.asarray(chance, dtype=float)
+    p = _numbers(name, "chance", chance)
     _chances(name, "chance", p)
     if p.ndim:
         _each(name, "chance", p, n)
@@ -249,6 +252,14 @@ def _happens(name: str, chance: np.ndarray, n: int, seed: int, use: Use, t: int)
 
 
 # -- what is refused -------------------------------------------------------------------------------
+
+
+def _numbers(name: str, argument: str, values: Any) -> np.ndarray:
+    """One number, or many (a mask is 0 and 1), as floats; no text."""
+    array = np.asarray(values)
+    ok = array.dtype.kind in ("iufb" if array.ndim else "iuf")
+    check(name, argument, values, ok, "one number, or one a client", 0.3)
+    return array.astype(float)
 
 
 def _chances(name: str, argument: str, p: np.ndarray) -> None:
