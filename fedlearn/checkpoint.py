@@ -8,9 +8,9 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from functools import partial
+from numbers import Number
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -56,13 +56,14 @@ def claim(path: str | Path | None) -> Path:
     return path
 
 
-def check_readable(content: dict[str, Any]) -> None:
+def check_plain(value: Any, where: str = "the run") -> None:
     """Refuse what could not be read back before a run is made and lost."""
-    try:
-        decode(encode(content), "the run")
-    except Exception as e:
-        why, rule = str(e).splitlines()[0], "tensors, numbers, text; dicts, lists, tuples of them"
-        check("checkpoint", "the run's state", why, False, rule, "torch.as_tensor(...)")
+    rule = "tensors, numbers and text; dicts, lists and tuples of them"
+    ok = type(value) in (*PLAIN, dict, list, tuple) or isinstance(value, Tensor)
+    check("checkpoint", where, type(value).__name__, ok, rule, "torch.as_tensor(...)")
+    if isinstance(value, (dict, list, tuple)):
+        for k, v in value.items() if isinstance(value, dict) else enumerate(value):
+            check_plain(v, f"{where}[{k!r}]")
 
 
 # -- which recipe made it --------------------------------------------------------------------------
@@ -99,46 +100,27 @@ def _parts(thing: Any) -> dict[Any, Any]:
         return dict(thing)
     if isinstance(thing, (list, tuple)):
         return dict(zip(getattr(thing, "_fields", range(len(thing))), thing))
-    if is_dataclass(thing) and not isinstance(thing, type):
-        return vars(thing)
-    if isinstance(thing, partial):
-        return {"func": thing.func, "args": thing.args, **thing.keywords}
-    if isinstance(thing, MethodType):
-        return {"self": thing.__self__, "function": thing.__func__}
-    if not isinstance(thing, FunctionType):  # an object of a student's class is what it holds
-        return {} if isinstance(thing, (type, nn.Module)) or _ours(type(thing)) else _held(thing)
-    parts = dict(
-        zip(thing.__code__.co_freevars, (c.cell_contents for c in thing.__closure__ or ()))
-    )
-    if not _ours(thing):  # a student's: what is written in it, too
-        parts |= {f"default {i}": v for i, v in enumerate(thing.__defaults__ or ())}
-        parts |= thing.__kwdefaults__ or {}
-        parts |= _written(thing.__code__, thing.__globals__)
-    return parts
+    ours = str(getattr(thing, "__module__", "")).startswith("fedlearn.")
+    if isinstance(thing, FunctionType):
+        cells = (c.cell_contents for c in thing.__closure__ or ())
+        enclosed = dict(zip(thing.__code__.co_freevars, cells))
+        return enclosed if ours else {**enclosed, **_written(thing)}
+    if isinstance(thing, (type, nn.Module)) or (ours and not is_dataclass(thing)):
+        return {}
+    try:
+        return dict(enumerate(thing.__reduce_ex__(2)))  # what pickle would keep of it
+    except TypeError:
+        return {}
 
 
-def _ours(thing: Any) -> bool:
-    return str(thing.__module__).startswith("fedlearn.")
-
-
-def _held(thing: Any) -> dict[str, Any]:
-    call = getattr(type(thing), "__call__", None)  # noqa: B004 (its code, not whether it has one)
-    own = {"__call__": call} if isinstance(call, FunctionType) else {}
-    return {**getattr(thing, "__dict__", {}), **own}
-
-
-def _written(code: CodeType, world: dict[str, Any], where: str = "") -> dict[str, Any]:
-    """Constants, operations, and the numbers and functions beside it that a function names."""
-    beside = {n: world.get(n) for n in code.co_names}
-    near = lambda v: isinstance(v, FunctionType) and v.__globals__ is world
-    parts = {n: v for n, v in beside.items() if isinstance(v, PLAIN[:-1]) or near(v)}
-    for i, c in enumerate(code.co_consts):
-        if isinstance(c, CodeType):
-            parts |= _written(c, world, f"{where}{i}.")
-        elif isinstance(c, PLAIN):
-            parts[f"constant {where}{i}"] = c
-    operations = code.co_code + repr(code.co_names).encode()
-    return parts | {f"code {where}".rstrip(): hashlib.sha256(operations).hexdigest()[:16]}
+def _written(function: FunctionType) -> dict[Any, Any]:
+    """What stands in a student's function: constants, defaults, what it names beside it."""
+    code, world = function.__code__, function.__globals__
+    beside = {n: world[n] for n in code.co_names if isinstance(world.get(n), Number | FunctionType)}
+    consts = {f"constant {i}": c for i, c in enumerate(code.co_consts) if isinstance(c, PLAIN)}
+    more = {"defaults": function.__defaults__, "keywords": function.__kwdefaults__}
+    inner = [FunctionType(c, world) for c in code.co_consts if isinstance(c, CodeType)]
+    return {**beside, **consts, **more, "names": " ".join(code.co_names), "inner": inner}
 
 
 def check_same(there: dict[str, Any], here: dict[str, Any]) -> None:

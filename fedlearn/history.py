@@ -114,7 +114,11 @@ class History:
         last = {k: v[-1] for k, v in self.columns.items() if k != "round" and len(self)}
         ends = ", ".join(f"{k} {v:.4g}" for k, v in last.items())
         gave_up, why = ", ".join(map(str, self.failed)), self.stopped
-        more = {"at the last: ": ends, "rounds given up: ": gave_up, "ended early: ": why}
+        more = {
+            "at the last: ": ends,
+            f"{len(self.failed)} given up: ": gave_up,
+            "ended early: ": why,
+        }
         said = [words + end for words, end in more.items() if end]
         return "; ".join([f"History of {len(self)} rounds", *said])
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from . import checkpoint as disk
-from .algorithms import Message, Reply
-from .algorithms.base import State, nbytes, payload
+from .algorithms.base import Message, Reply, State, nbytes, payload
 from .checks import RoundFailed, check, is_whole, whole
 from .files import write_whole
 from .history import Diverged, History, Round
@@ -108,7 +107,7 @@ class Run:
         self._rounds: Iterator[Round] | None = None  # None: to begin anew from what the run is
         self._done: tuple[Round, State, Memories] | None = None  # computed, not yet written down
         self._path: Path | None = None
-        self._save_every, self._tried = 1, False
+        self._save_every = 1
 
     def __iter__(self) -> "Run":
         return self
@@ -117,10 +116,14 @@ class Run:
         try:
             self._settle()
             if self.over:
-                left = self.t < self.rounds
-                self.history.stopped = "the budget allows no further round" * left
+                self.history.stopped = "the budget allows no further round" * (self.t < self.rounds)
                 raise StopIteration
-            r = self._next()
+            rounds, self._rounds = self._rounds or self._loop(self), None
+            try:
+                r = next(rounds)
+                self._rounds = rounds
+            except RoundFailed as e:
+                r = self._give_up(e)
             if self._path and (self.t % self._save_every == 0 or self.over):
                 self.save()
             return r
@@ -129,16 +132,6 @@ class Run:
         except BaseException as e:  # Ctrl-C, too
             self._leave(e)
             raise
-
-    def _next(self) -> Round:
-        rounds, self._rounds = self._rounds or self._loop(self), None
-        self.history.failed.pop(self.t, None)  # of a try that was interrupted
-        try:
-            r = next(rounds)
-        except RoundFailed as e:
-            return self._give_up(e)
-        self._rounds = rounds
-        return r
 
     @property
     def over(self) -> bool:
@@ -197,12 +190,12 @@ class Run:
 
     def _give_up(self, why: RoundFailed) -> Round:
         """A round that failed is on the books as if nobody had answered; ``skip`` of them may."""
-        self.history.failed[self.t] = str(why)
         nobody = self.call(self.clients.count, self.recipe.seed, self.t).keep(np.zeros(0, int))
         message = self.recipe.algorithm.message(self.state)
         reply, _ = no_reply(self.recipe, message, nobody)
         state = self.recipe.algorithm.idle(self.state, reply["delta"], reply, reply["n"])
         r = self.keep(nobody, message, reply, reply["n"], state)  # no client remembers anything new
+        self.history.failed[r.t] = str(why)
         if len(self.history.failed) > self.skip:
             raise why
         return r
@@ -225,9 +218,7 @@ class Run:
     def save(self, path: Place = None) -> Path:
         """Write all that the run is, to ``path`` or to its ``checkpoint``; whole or not at all."""
         to, value = disk.claim(path or self._path), self.value()
-        if not self._tried:  # what the server keeps by now may be of another kind than at first
-            disk.check_readable(value)
-            self._tried = self.t > 0
+        disk.check_plain(value)
         return write_whole(to, disk.encode(value))
 
     @cached_property
@@ -255,7 +246,7 @@ class Run:
         whole("checkpoint", "save_every", save_every)
         if checkpoint is not None or resume is True:
             self._path, self._save_every = disk.claim(checkpoint), save_every
-            disk.check_readable(self.value())
+            disk.check_plain(self.value())
             resume = self._path.exists() and self._path if resume is True else resume
         if not resume:
             return self
