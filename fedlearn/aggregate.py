@@ -3,7 +3,9 @@
 The mean gives a single client all power: it can move it anywhere. The robust rules bound what f
 clients of K can do. Each states its breakdown point, the share of clients from which on they can
 carry the result arbitrarily far. The price: they look at updates one client a vote, without the
-weights n_k (unless said otherwise), and take a client with unusual data for an attacker.
+weights p (unless said otherwise), and take a client with unusual data for an attacker.
+
+Each function makes a Reduce stage and raises ValueError for a number out of range.
 """
 
 from collections.abc import Callable
@@ -20,16 +22,12 @@ def mean() -> Reduce:
 
     Breakdown point: 0, one client suffices.
 
-    Returns:
-        A Reduce stage.
-
     Example:
         >>> import torch
         >>> mean().apply(torch.tensor([[0.0, 4.0], [4.0, 0.0]]), torch.tensor([0.75, 0.25]))
         tensor([1., 3.])
 
-    Reference:
-        McMahan et al., 2017, Algorithm 1, with p_k = n_k / n.
+    Reference: McMahan et al., 2017, Algorithm 1, with p_k = n_k / n.
     """
     return Reduce("mean()", lambda delta, p: p @ delta)
 
@@ -43,18 +41,11 @@ def total(expected: float) -> Reduce:
     Args:
         expected: The cohort's expected size q N, > 0; all clients count the same.
 
-    Returns:
-        A Reduce stage. The weights p are not used; no client at all gives 0.
-
-    Raises:
-        ValueError: If ``expected`` is not > 0 and finite.
-
     Example:
         >>> total(10).apply(torch.ones(3, 2), torch.ones(3) / 3)
         tensor([0.3000, 0.3000])
 
-    Reference:
-        McMahan, Ramage, Talwar, Zhang, 2018, "Learning differentially private recurrent language
+    Reference: McMahan, Ramage, Talwar, Zhang, 2018, "Learning differentially private recurrent language
         models", §3, the estimator f_f.
     """
     positive("total", "expected", expected, 10)
@@ -70,19 +61,12 @@ def clipped_mean(max_norm: float) -> Reduce:
     Args:
         max_norm: S, > 0.
 
-    Returns:
-        A Reduce stage.
-
-    Raises:
-        ValueError: If ``max_norm`` is not > 0 and finite.
-
     Example:
         >>> rows = torch.tensor([[1.0, 0.0], [300.0, 400.0]])
         >>> clipped_mean(1.0).apply(rows, torch.tensor([0.5, 0.5]))
         tensor([0.8000, 0.4000])
 
-    Reference:
-        Sun, Kairouz, Suresh, McMahan, 2019, "Can you really backdoor federated learning?", §3.
+    Reference: Sun, Kairouz, Suresh, McMahan, 2019, "Can you really backdoor federated learning?", §3.
     """
     positive("clipped_mean", "max_norm", max_norm, 1.0)
 
@@ -99,16 +83,12 @@ def median() -> Reduce:
     Breakdown point: 1/2. With fewer than half of the clients bad every number stays between two
     honest ones.
 
-    Returns:
-        A Reduce stage. The weights p are not used.
-
     Example:
         >>> rows = torch.tensor([[1.0], [2.0], [1e9]])
         >>> median().apply(rows, torch.ones(3) / 3)
         tensor([2.])
 
-    Reference:
-        Yin, Chen, Ramchandran, Bartlett, 2018, "Byzantine-robust distributed learning: towards
+    Reference: Yin, Chen, Ramchandran, Bartlett, 2018, "Byzantine-robust distributed learning: towards
         optimal statistical rates", Algorithm 1, option I.
     """
 
@@ -123,19 +103,12 @@ def trimmed_mean(trim: float) -> Reduce:
     Args:
         trim: Share cut at EACH end, 0 <= trim < 1/2.
 
-    Returns:
-        A Reduce stage. The weights p are not used.
-
-    Raises:
-        ValueError: If ``trim`` is out of range.
-
     Example:
         >>> rows = torch.tensor([[-1e9], [1.0], [2.0], [3.0], [1e9]])
         >>> trimmed_mean(0.2).apply(rows, torch.ones(5) / 5)
         tensor([2.])
 
-    Reference:
-        Yin et al., 2018, Algorithm 1, option II.
+    Reference: Yin et al., 2018, Algorithm 1, option II.
     """
     check("trimmed_mean", "trim", trim, 0 <= number(trim) < 0.5, ">= 0 and < 1/2", 0.2)
     return _rule(
@@ -152,19 +125,12 @@ def krum(f: int) -> Reduce:
     Args:
         f: How many attackers to expect, >= 0.
 
-    Returns:
-        A Reduce stage. The weights p are not used.
-
-    Raises:
-        ValueError: If ``f`` is out of range; from the round, if K < 2 f + 3.
-
     Example:
         >>> rows = torch.tensor([[1.0], [1.1], [1.3], [1.05], [1e9]])
         >>> krum(1).apply(rows, torch.ones(5) / 5)
         tensor([1.0500])
 
-    Reference:
-        Blanchard, El Mhamdi, Guerraoui, Stainer, 2017, "Machine learning with adversaries:
+    Reference: Blanchard, El Mhamdi, Guerraoui, Stainer, 2017, "Machine learning with adversaries:
         Byzantine tolerant gradient descent" (Krum).
     """
     whole("krum", "f", f, 0, example=1)
@@ -178,19 +144,12 @@ def multi_krum(f: int, m: int | None = None) -> Reduce:
         f: How many attackers to expect, >= 0.
         m: How many are kept, from 1 to K - f; None for K - f - 2.
 
-    Returns:
-        A Reduce stage. The weights p are not used. Withstands f attackers if K >= 2 f + 3.
-
-    Raises:
-        ValueError: If ``f`` or ``m`` is out of range; from the round, if K < 2 f + 3.
-
     Example:
         >>> rows = torch.tensor([[1.0], [1.2], [1.4], [1.1], [1e9]])
         >>> multi_krum(1).apply(rows, torch.ones(5) / 5)
         tensor([1.1500])
 
-    Reference:
-        Blanchard et al., 2017 (Multi-Krum).
+    Reference: Blanchard et al., 2017 (Multi-Krum).
     """
     whole("multi_krum", "f", f, 0, example=1)
     if m is not None:
@@ -218,19 +177,12 @@ def geometric_median(iterations: int = 100, tolerance: float = 1e-7) -> Reduce:
         iterations: At most so many steps.
         tolerance: Ends when z moves by less than this share of the spread.
 
-    Returns:
-        A Reduce stage, with the weights p.
-
-    Raises:
-        ValueError: If a number is out of range.
-
     Example:
         >>> rows = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1e9, 1e9]])
         >>> geometric_median().apply(rows, torch.ones(4) / 4)
         tensor([0., 0.])
 
-    Reference:
-        Pillutla, Kakade, Harchaoui, 2022, "Robust aggregation for federated learning",
+    Reference: Pillutla, Kakade, Harchaoui, 2022, "Robust aggregation for federated learning",
         Algorithm 2 (smoothed Weiszfeld).
     """
     whole("geometric_median", "iterations", iterations, example=100)
@@ -263,19 +215,12 @@ def bulyan(f: int) -> Reduce:
     Args:
         f: How many attackers to expect, >= 0.
 
-    Returns:
-        A Reduce stage. The weights p are not used.
-
-    Raises:
-        ValueError: If ``f`` is out of range; from the round, if K < 4 f + 3.
-
     Example:
         >>> rows = torch.tensor([[1.0], [1.1], [1.2], [0.9], [1.0], [1.1], [1e9]])
         >>> round(bulyan(1).apply(rows, torch.ones(7) / 7).item(), 3)
         1.033
 
-    Reference:
-        El Mhamdi, Guerraoui, Rouault, 2018, "The hidden vulnerability of distributed learning in
+    Reference: El Mhamdi, Guerraoui, Rouault, 2018, "The hidden vulnerability of distributed learning in
         Byzantium", Algorithm 1.
     """
     whole("bulyan", "f", f, 0, example=1)
