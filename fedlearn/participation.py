@@ -23,7 +23,7 @@ def sample(n: int, k: int, seed: int, t: int) -> np.ndarray:
 
     Example:
         >>> sample(100, 5, seed=0, t=0)
-        array([32, 42, 68, 77, 85])
+        array([ 1, 54, 89, 90, 92])
     """
     if k == n:
         return np.arange(n)
