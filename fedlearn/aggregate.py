@@ -5,10 +5,9 @@ clients of K can do. Each states its breakdown point, the share of clients from 
 carry the result arbitrarily far. The price: they look at updates one client a vote, without the
 weights p (unless said otherwise), and take a client with unusual data for an attacker.
 
-Each function makes a Reduce stage and raises ValueError for a number out of range.
+Each function makes a Reduce stage and raises ValueError for a number out of range. A pipeline asks
+its rule only where somebody answered.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -88,7 +87,7 @@ def median() -> Reduce:
     Reference: Yin, Chen, Ramchandran, Bartlett, 2018, "Byzantine-robust distributed learning:
     towards optimal statistical rates", Algorithm 1, option I.
     """
-    return _rule("median()", lambda delta, p: _median(delta))
+    return Reduce("median()", lambda delta, p: _median(delta))
 
 
 def trimmed_mean(trim: float) -> Reduce:
@@ -106,7 +105,7 @@ def trimmed_mean(trim: float) -> Reduce:
     """
     check("trimmed_mean", "trim", trim, 0 <= number(trim) < 0.5, ">= 0 and < 1/2", 0.2)
     cut = lambda K: int(trim * K + 1e-9)  # 0.2 * 5 is 1, whatever floats make of it
-    return _rule(f"trimmed_mean({trim})", lambda delta, p: _middle(delta, cut(len(delta))))
+    return Reduce(f"trimmed_mean({trim})", lambda delta, p: _middle(delta, cut(len(delta))))
 
 
 def krum(f: int) -> Reduce:
@@ -153,7 +152,7 @@ def multi_krum(f: int, m: int | None = None) -> Reduce:
         best = _ranked(_squared_distances(delta), delta.norm(dim=1), f)[:keep]
         return delta[best].mean(0)
 
-    return _rule(f"multi_krum({f}, {m})", apply)
+    return Reduce(f"multi_krum({f}, {m})", apply)
 
 
 def geometric_median(iterations: int = 100, tolerance: float = 1e-7) -> Reduce:
@@ -192,7 +191,7 @@ def geometric_median(iterations: int = 100, tolerance: float = 1e-7) -> Reduce:
                 break
         return z
 
-    return _rule("geometric_median()", apply)
+    return Reduce("geometric_median()", apply)
 
 
 def bulyan(f: int) -> Reduce:
@@ -225,12 +224,7 @@ def bulyan(f: int) -> Reduce:
         near = (kept - _median(kept)).abs().argsort(0)[: K - 4 * f]
         return kept.gather(0, near).mean(0)
 
-    return _rule(f"bulyan({f})", apply)
-
-
-def _rule(name: str, apply: Callable[[Tensor, Tensor], Tensor]) -> Reduce:
-    """A rule that gives 0 where nobody answered."""
-    return Reduce(name, lambda delta, p: apply(delta, p) if len(delta) else delta.sum(0))
+    return Reduce(f"bulyan({f})", apply)
 
 
 def _middle(delta: Tensor, cut: int) -> Tensor:

@@ -45,8 +45,7 @@ def numpy_rng(seed: int, *path: int) -> np.random.Generator:
         if not isinstance(value, (int, np.integer)) or value < 0:
             raise ValueError(f"numpy_rng: wants integers >= 0, got {value!r}, e.g. numpy_rng(0, 3)")
     # spawn_key, not one longer seed: SeedSequence([0]) and SeedSequence([0, 0]) are the same
-    key = tuple(int(v) for v in path)
-    return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=key))
+    return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=tuple(map(int, path))))
 
 
 def hashed(keys: np.ndarray, *path: int | np.ndarray) -> np.ndarray:

@@ -38,9 +38,6 @@ def fedavg(
     below_one("fedavg", "beta", beta)
     not_negative("fedavg", "weight_decay", weight_decay)
 
-    def init(theta: Tensor) -> State:
-        return {"theta": theta}
-
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         theta = message["theta"]
         theta_k, _, loss = descend(task, theta, shards, lr, beta=beta, weight_decay=weight_decay)
@@ -49,4 +46,4 @@ def fedavg(
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         return {"theta": state["theta"] + server_lr * delta}
 
-    return Algorithm(init, client, server, task=task)
+    return Algorithm(lambda theta: {"theta": theta}, client, server, task=task)

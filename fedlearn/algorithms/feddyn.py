@@ -43,12 +43,8 @@ def feddyn(task: Task, lr: float, alpha: float, n_total: float) -> Algorithm:
     positive("feddyn", "lr", lr)
     positive("feddyn", "alpha", alpha)
     check_total("feddyn", n_total)
-
-    def init(theta: Tensor) -> State:
-        return {"theta": theta, "h": torch.zeros_like(theta)}
-
-    def memory(theta0: Tensor) -> Kept:
-        return {"h_k": torch.zeros_like(theta0)}
+    init = lambda theta: {"theta": theta, "h": torch.zeros_like(theta)}
+    memory = lambda theta0: {"h_k": torch.zeros_like(theta0)}
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         theta, h_k = message["theta"], memory["h_k"]

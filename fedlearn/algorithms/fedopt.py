@@ -29,9 +29,7 @@ def fedopt(task: Task, lr: float, server: Optimizer) -> Algorithm:
     Reference: Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan, 2021, "Adaptive
     federated optimization", Algorithm 1 (FedOpt). Derived in lesson 9.
     """
-
-    def init(theta: Tensor) -> State:
-        return {"theta": theta, "server": server.init(theta)}
+    init = lambda theta: {"theta": theta, "server": server.init(theta)}
 
     def update(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         theta, kept = server.step(-delta, state["server"], state["theta"])

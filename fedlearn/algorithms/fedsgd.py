@@ -35,9 +35,7 @@ def fedsgd(task: Task, lr: float, beta: float = 0.0) -> Algorithm:
     """
     positive("fedsgd", "lr", lr)
     below_one("fedsgd", "beta", beta)
-
-    def init(theta: Tensor) -> State:
-        return {"theta": theta, "v": torch.zeros_like(theta)}
+    init = lambda theta: {"theta": theta, "v": torch.zeros_like(theta)}
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         g, loss = gradients(task, message["theta"], shards)

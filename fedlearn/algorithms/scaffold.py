@@ -51,12 +51,8 @@ def scaffold(
     positive("scaffold", "server_lr", server_lr)
     check_total("scaffold", n_total)
     check("scaffold", "option", option, is_whole(option, 1, 2), "1 or 2", 2)
-
-    def init(theta: Tensor) -> State:
-        return {"theta": theta, "c": torch.zeros_like(theta)}
-
-    def memory(theta0: Tensor) -> Kept:
-        return {"c_k": torch.zeros_like(theta0)}
+    init = lambda theta: {"theta": theta, "c": torch.zeros_like(theta)}
+    memory = lambda theta0: {"c_k": torch.zeros_like(theta0)}
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         theta, c, c_k = message["theta"], message["c"], memory["c_k"]

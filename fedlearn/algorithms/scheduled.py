@@ -28,9 +28,8 @@ def scheduled(make: Callable[[float], Algorithm], lr: Callable[[int], float]) ->
     point stays away from the optimum.
     """
     first = make(lr(0))
-
-    def init(theta: Tensor) -> State:
-        return {**first.init(theta), "t": 0}
+    init = lambda theta: {**first.init(theta), "t": 0}
+    idle = lambda state, *nothing: {**state, "t": state["t"] + 1}
 
     def message(state: State) -> Message:
         inner = first.message({k: v for k, v in state.items() if k != "t"})
@@ -43,8 +42,5 @@ def scheduled(make: Callable[[float], Algorithm], lr: Callable[[int], float]) ->
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         inner = {k: v for k, v in state.items() if k != "t"}
         return {**make(lr(state["t"])).server(inner, delta, reply, p), "t": state["t"] + 1}
-
-    def idle(state: State, *nothing: object) -> State:
-        return {**state, "t": state["t"] + 1}
 
     return Algorithm(init, client, server, message, first.memory, first.task, idle)
