@@ -107,9 +107,7 @@ def mlp(*dims: int, seed: int = 0) -> Task:
 
         return backward(layers, x, y, mask, apply)
 
-    def predict(theta: Tensor, x: Tensor) -> Tensor:
-        return forward(views(theta, shapes), x.flatten(1))[-1]
-
+    predict = lambda theta, x: forward(views(theta, shapes), x.flatten(1))[-1]
     return Task(_uniform(shapes, seed), predict, cross_entropy, grad, step)
 
 

@@ -42,12 +42,8 @@ def from_module(
     theta0 = torch.cat([p.reshape(-1) for p in named.values()])
 
     def scores(layers: Sequence[Tensor], x: Tensor) -> Tensor:
-        own = dict(zip(named, layers, strict=True))
         rest = {k: v.to(x.device) for k, v in fixed.items()}
-        return functional_call(module, {**own, **rest}, (x,))
-
-    def predict(theta: Tensor, x: Tensor) -> Tensor:
-        return scores(views(theta, shapes), x)
+        return functional_call(module, {**dict(zip(named, layers)), **rest}, (x,))
 
     if stacked is None:
         slow = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)
@@ -70,6 +66,7 @@ def from_module(
 
         return backward(theta, x, y, mask, apply)
 
+    predict = lambda theta, x: scores(views(theta, shapes), x)
     return Task(theta0, predict, loss, grad, step)
 
 

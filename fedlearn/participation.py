@@ -8,6 +8,7 @@ once, or from the call where it needs N.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,8 @@ def sample(n: int, k: int, seed: int, t: int) -> np.ndarray:
         >>> sample(100, 5, seed=0, t=0)
         array([ 1, 54, 89, 90, 92])
     """
+    whole("sample", "n", n, 0)
+    whole("sample", "k", k, 0, n)
     if k == n:
         return np.arange(n)
     return np.sort(numpy_rng(seed, Use.SAMPLE, t).choice(n, size=k, replace=False))
@@ -68,7 +71,7 @@ def weighted(k: int, weight: Sequence[float], *, replace: bool = False) -> Call:
     "On the convergence of FedAvg on non-IID data", Scheme I.
     """
     whole("weighted", "k", k)
-    w = np.asarray(weight, dtype=float)
+    w = _numbers("weighted", "weight", weight)
     top = math.inf if replace else np.count_nonzero(w)
     good = w.ndim == 1 and np.isfinite(w).all() and (w >= 0).all() and k <= top and w.sum() > 0
     rule = "N finite numbers >= 0, at least k of them > 0"
@@ -193,14 +196,23 @@ def _happens(name: str, p: np.ndarray, n: int, seed: int, use: Use, t: int) -> n
     return _draws(n, seed, use, t) < p
 
 
-def _chances(name: str, argument: str, chance: float | Sequence[float] | np.ndarray) -> np.ndarray:
-    """One probability, or one a client: checked, as an array."""
-    p = np.asarray(chance, dtype=float)
+def _numbers(name: str, argument: str, values: Any) -> np.ndarray:
+    """One number, or many (a mask is 0 and 1), as floats; no text."""
+    array = np.asarray(values)
+    ok = array.dtype.kind in ("iufb" if array.ndim else "iuf")
+    check(name, argument, values, ok, "one number, or one a client", 0.3)
+    return array.astype(float)
+
+
+def _chances(name: str, argument: str, values: Any) -> np.ndarray:
+    """One probability, or one a client, as floats."""
+    p = _numbers(name, argument, values)
     ok = p.ndim < 2 and bool(((p >= 0) & (p <= 1)).all())
     check(name, argument, p.tolist(), ok, "one probability, or one a client", 0.3)
     return p
 
 
 def _each(name: str, argument: str, values: np.ndarray, n: int) -> None:
+    """Refuse what isn't (N,)."""
     ok = values.shape == (n,)
     check(name, argument, values.tolist(), ok, f"a number for each of the {n} clients", [0.1] * 3)

@@ -42,7 +42,7 @@ def numpy_rng(seed: int, *path: int) -> np.random.Generator:
         [70, 82, 70]
     """
     for value in (seed, *path):
-        if not isinstance(value, (int, np.integer)) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
             raise ValueError(f"numpy_rng: wants integers >= 0, got {value!r}, e.g. numpy_rng(0, 3)")
     # spawn_key, not one longer seed: SeedSequence([0]) and SeedSequence([0, 0]) are the same
     return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=tuple(map(int, path))))

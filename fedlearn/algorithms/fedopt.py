@@ -1,7 +1,4 @@
-"""FedOpt (FedAvgM, FedAdagrad, FedAdam, FedYogi): Reddi et al., 2021, Algorithm 2.
-
-https://arxiv.org/abs/2003.00295
-"""
+"""FedOpt and its family: Reddi et al., 2021, Algorithm 2. https://arxiv.org/abs/2003.00295"""
 
 from ..optim import Optimizer, adagrad, adam, momentum, yogi
 from .base import Algorithm, Reply, State, Task, Tensor, theta_alone
