@@ -117,8 +117,8 @@ class Run:
         try:
             self._settle()
             if self.over:
-                left = self.t < self.rounds
-                self.history.stopped = "the budget allows no further round" * left
+                left = "the budget allows no further round"
+                self.history.stopped = left if self.t < self.rounds else ""
                 raise StopIteration
             r = self._next()
             if self._path and (self.t % self._save_every == 0 or self.over):

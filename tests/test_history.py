@@ -177,7 +177,9 @@ def test_json_and_back(name, tmp_path):
         equal(back, h)
         assert back == h
     assert h.to_json(tmp_path / "h.json") == text
-    assert History.from_json(tmp_path / "h.json") == h == History.from_json(str(tmp_path / "h.json"))
+    assert (
+        History.from_json(tmp_path / "h.json") == h == History.from_json(str(tmp_path / "h.json"))
+    )
 
 
 @pytest.mark.parametrize("name", HISTORIES)

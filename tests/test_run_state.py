@@ -22,8 +22,8 @@ from fedlearn import Diverged, History, Recipe, RoundFailed, Run, Simulated, col
 from fedlearn import loop as loop_file
 from fedlearn.aggregate import krum, mean
 from fedlearn.algorithms import fedavg
-from fedlearn.model import softmax_regression
 from fedlearn.flower import GridClients, client_app
+from fedlearn.model import softmax_regression
 from fedlearn.participation import dropouts, uniform
 from fedlearn.privacy.secure_aggregation import TooFew, secure_mean
 from fedlearn.transform import After, chain, clip
@@ -311,9 +311,7 @@ def test_ctrl_c_in_the_methods_own_functions_loses_nothing(what, at):
     collect(run)
     now["armed"] = False
     plain = Recipe(METHODS["scaffold"](task), task.theta0, batch=16, epochs=2, seed=3)
-    whole = federate(
-        Simulated(plain, p.x, p.y, p.parts), rounds=5, cohort=5, evaluate=runs.look
-    )
+    whole = federate(Simulated(plain, p.x, p.y, p.parts), rounds=5, cohort=5, evaluate=runs.look)
     collect(whole)
     assert of_run(run) == of_run(whole)
 
@@ -360,9 +358,7 @@ def small(**how):
     return federate(clients, rounds=3, cohort=cohort, evaluate=runs.look, **how)
 
 
-@pytest.mark.parametrize(
-    "opcodes, step", [((), 2), (FINE, 41)], ids=["lines", "some instructions"]
-)
+@pytest.mark.parametrize("opcodes, step", [((), 2), (FINE, 41)], ids=["lines", "some instructions"])
 def test_ctrl_c_at_every_other_line_of_the_run_loses_nothing(opcodes, step):
     reference = small()
     rounds = [of_round(r) for r in reference]
@@ -674,7 +670,9 @@ def failing(stages, sizes, **how):
     recipe = Recipe(method, task.theta0, chain(*stages), batch=16, epochs=1, seed=3)
     cohort = lambda n, seed, t: uniform(sizes[t])(n, seed, t)
     clients = Simulated(recipe, p.x, p.y, p.parts)
-    return federate(clients, **{"rounds": len(sizes), "cohort": cohort, "evaluate": runs.look, **how})
+    return federate(
+        clients, **{"rounds": len(sizes), "cohort": cohort, "evaluate": runs.look, **how}
+    )
 
 
 FAIL = {
