@@ -127,6 +127,7 @@ def check_same(there: dict[str, Any], here: dict[str, Any]) -> None:
     """Refuse a checkpoint of another recipe; the message names what differs."""
     same = lambda a, b: a == b or (a != a and b != b)  # NaN is what it was
     other = [k for k in {**there, **here} if not same(there.get(k, "none"), here.get(k, "none"))]
+    other.sort(key=lambda k: k.count("."))  # what decides most comes first
     said = [f"{k} was {there.get(k, 'none')!r}, is {here.get(k, 'none')!r}" for k in other[:4]]
     more = f" and {len(other) - 4} more" * (len(other) > 4)
     if other:

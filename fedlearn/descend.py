@@ -48,6 +48,7 @@ def descend(
         >>> theta_k.tolist(), tau.item()
         ([[0.25, -0.25, -0.25, 0.25, 0.0, 0.0]], 1.0)
     """
+    lr, mu, beta, weight_decay = map(float, (lr, mu, beta, weight_decay))  # not NumPy's 32 bits
     w = theta.expand(len(shards.n), -1).clone()
     taken = (shards.mask.sum(-1) > 0).to(theta.dtype)  # (K, T)
     total = torch.zeros(len(w), dtype=theta.dtype, device=theta.device)

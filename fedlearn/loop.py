@@ -116,7 +116,8 @@ class Run:
         try:
             self._settle()
             if self.over:
-                self.history.stopped = "the budget allows no further round" * (self.t < self.rounds)
+                more = bool(self.t < self.rounds)
+                self.history.stopped = "the budget allows no further round" * more
                 raise StopIteration
             rounds, self._rounds = self._rounds or self._loop(self), None
             try:

@@ -22,8 +22,8 @@ from fedlearn import Diverged, History, Recipe, RoundFailed, Run, Simulated, col
 from fedlearn import loop as loop_file
 from fedlearn.aggregate import krum, mean
 from fedlearn.algorithms import fedavg
-from fedlearn.model import softmax_regression
 from fedlearn.flower import GridClients, client_app
+from fedlearn.model import softmax_regression
 from fedlearn.participation import dropouts, uniform
 from fedlearn.privacy.secure_aggregation import TooFew, secure_mean
 from fedlearn.transform import After, chain, clip

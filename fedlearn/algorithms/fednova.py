@@ -63,7 +63,7 @@ def accumulated(tau: Tensor, lr: float, beta: float = 0.0, mu: float = 0.0) -> T
         tensor([[1.0000],
                 [2.5000]])
     """
-    way, u, v = [0.0], 0.0, 0.0
+    way, u, v, lr, beta, mu = [0.0], 0.0, 0.0, float(lr), float(beta), float(mu)
     for _ in range(int(tau.max()) if len(tau) else 0):
         v = beta * v + 1 - lr * mu * u
         u = u + v

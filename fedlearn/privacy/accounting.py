@@ -124,7 +124,8 @@ def _accounting() -> Any:
 def _event(z: float, q: float, rounds: int) -> Any:
     dpa = _accounting()
     one = dpa.GaussianDpEvent(z)
-    return dpa.SelfComposedDpEvent(one if q == 1 else dpa.PoissonSampledDpEvent(q, one), rounds)
+    some = one if q == 1 else dpa.PoissonSampledDpEvent(q, one)
+    return dpa.SelfComposedDpEvent(some, int(rounds))  # NumPy's integers are none there
 
 
 _GRID = 1e-3  # of the privacy loss: ten times faster than the default, 2e-5 too high at epsilon 5
