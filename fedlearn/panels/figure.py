@@ -48,5 +48,6 @@ def figure(
 def png(fig: Figure) -> bytes:
     """The figure as PNG, the same bytes for the same picture: good for version control."""
     out = io.BytesIO()
-    fig.savefig(out, format="png", metadata={"Software": None}, facecolor="white")
+    small = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
+    fig.savefig(out, format="png", facecolor="white", **small)
     return out.getvalue()
