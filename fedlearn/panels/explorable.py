@@ -86,7 +86,7 @@ class Explorable:
         self._caption, self._code, self._predict = caption, code, predict
         self._lock, self._static, self._showing_code = threading.RLock(), "", False
         self._loop, self._adjusting = kernel.running_loop(), False
-        self.status = Status()
+        self._build(rounds, readout)
         self.engine = Engine(
             make,
             self._adjust(),
@@ -95,7 +95,6 @@ class Explorable:
             pace=seconds / rounds if rounds else 0.0,
             on_frame=self._frame,
         )
-        self._build(rounds, readout)
         if preview:
             self._frame(self.engine.compute())
         for c in self.controls.values():
@@ -143,6 +142,7 @@ class Explorable:
     # -- building --------------------------------------------------------------------------------
 
     def _build(self, rounds: int, readout: Callable[[Snapshot], list[str]] | None) -> None:
+        self.status = Status()
         self.readout = Readout(readout or (lambda s: [])) if rounds else None
         head, foot = self._head() if rounds else None, self._foot()
         for c in self.controls.values():
@@ -156,8 +156,8 @@ class Explorable:
 
     def _head(self) -> W.Widget:
         self.run_button = _button("Run", "play", "Run or pause the training", self._toggled)
-        self.step_button = _button("Step", "step-forward", "One round", self.engine.step)
-        self.reset_button = _button("Reset", "undo", "Back to round 0", self.engine.reset)
+        self.step_button = _button("Step", "step-forward", "One round", lambda: self.engine.step())
+        self.reset_button = _button("Reset", "undo", "Back to round 0", lambda: self.engine.reset())
         buttons = _box([self.run_button, self.step_button, self.reset_button], "fl-buttons")
         return _box([buttons, self.readout], "fl-head")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -48,5 +49,6 @@ def figure(
 def png(fig: Figure) -> bytes:
     """The figure as PNG, the same bytes for the same picture: good for version control."""
     out = io.BytesIO()
-    fig.savefig(out, format="png", metadata={"Software": None}, facecolor="white")
+    small: dict[str, Any] = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
+    fig.savefig(out, format="png", facecolor="white", **small)
     return out.getvalue()

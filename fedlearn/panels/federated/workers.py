@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -75,26 +75,39 @@ def sweep(
     todo.sort(key=lambda s: s.epochs * s.rounds)
     alone = len(todo) < 2 or any(callable(s.method) for s in todo)  # a notebook's function stays
     n = 0 if alone else others() if helpers is None else helpers
-    room = n and n + 1  # one cell waits, so that no worker does
+    came: dict[Settings, Result | None] = {}
     with _team(n) as (away, ask):
-        while todo and not stale():
-            for s in [s for s in todo[::-1] if s not in away][: max(room - len(away), 0)]:
-                ask(s)
-            own = next((s for s in todo if s not in away or away[s].cancel()), None)
-            came = {} if own is None else {own: final(own, stale)}
-            if own is None:
-                wait(away.values(), 0.05, FIRST_COMPLETED)
-            for s in [s for s in todo if s in away and away[s].done()]:
+
+        def meanwhile() -> bool:
+            """Between two rounds of this thread's cell: what workers found, and more for them."""
+            nonlocal n
+            for s in [s for s in away if away[s].done()]:
                 future = away.pop(s)
-                if not future.cancelled() and future.exception() is None:
+                if future.exception() is None:
                     came[s] = future.result()
-                elif not future.cancelled():  # its worker has died: the rest is done here
-                    room = 0
+                else:  # its worker has died: the rest is done here
+                    todo.append(s)
+                    n = 0
+            while todo and len(away) < n:
+                s = todo.pop()
+                if not ask(s):
+                    todo.append(s)
+                    n = 0
+            return stale()
+
+        while todo or away:
+            own = todo.pop(0) if todo else None
+            if meanwhile():
+                return
+            if own is not None:
+                came[own] = final(own, meanwhile)
+            else:
+                wait(away.values(), 0.05, FIRST_COMPLETED)
             for s, found in came.items():
-                if found is not None:
+                if found is not None:  # else it was given up
                     _KNOWN[s] = found
-                    todo.remove(s)
                     yield s, found
+            came.clear()
 
 
 def others() -> int:
@@ -105,30 +118,29 @@ def others() -> int:
 
 
 @contextlib.contextmanager
-def _team(n: int) -> Iterator[tuple[Away, Callable[[Settings], None]]]:
-    """(cells in the hands of n workers, a function that gives them one more).
+def _team(n: int) -> Iterator[tuple[Away, Callable[[Settings], bool]]]:
+    """(cells in the hands of n workers, a function that gives them one more, if it can).
 
     They can't be told to stop, but each looks, once a round, whether a folder is still there.
     """
     away: Away = {}
-    if n < 1:
-        yield away, lambda s: None
-        return
-    from joblib.externals.loky import get_reusable_executor
 
-    def ask(s: Settings) -> None:
+    def ask(s: Settings) -> bool:
+        from joblib.externals.loky import get_reusable_executor
+
         with contextlib.suppress(OSError, RuntimeError):  # where no process may be started
             begin = {"initializer": _begin, "initargs": (os.getpid(),)}
             pool: Any = get_reusable_executor(n, timeout=600, **begin)
             away[s] = pool.submit(_away, s, folder)
             _leave_at_once()
+        return s in away
 
-    with TemporaryDirectory(prefix="fedlearn-sweep-", ignore_cleanup_errors=True) as folder:
-        _TEAMS[folder] = away
-        try:
-            yield away, ask
-        finally:
-            _give_up(folder)
+    folder = mkdtemp(prefix="fedlearn-sweep-") if n > 0 else ""
+    _TEAMS[folder] = away
+    try:
+        yield away, ask
+    finally:
+        _give_up(folder)
 
 
 def _give_up(folder: str) -> None:
