@@ -104,15 +104,10 @@ def asynchronous(
     """
     _check(clients, concurrency, buffer)
     nobody = np.zeros(0, int)
-    run = Run(
-        "asynchronous",
-        clients,
-        lambda n, seed, t: Context(seed, t, nobody, nobody),
-        rounds,
-        evaluate,
-        every,
-        loop=lambda run: _loop(run, clients, concurrency, buffer, staleness, rebase),
-    )
+    call = lambda n, seed, t: Context(seed, t, nobody, nobody)
+    loop = lambda run: _loop(run, clients, concurrency, buffer, staleness, rebase)
+    recipe = clients.recipe
+    run = Run("asynchronous", clients, recipe, call, rounds, evaluate, every, loop=loop)
     return run.begin(checkpoint, save_every, resume)
 
 

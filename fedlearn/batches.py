@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .rng import Use, hashed
 
+Parts = Sequence[np.ndarray] | Mapping[int, np.ndarray]  # client -> its rows of x and y
 _GATHER = 4_000_000  # numbers gathered at once: 16 MB
 
 
@@ -43,7 +44,7 @@ class Shards(NamedTuple):
 
 
 def schedule(
-    parts: Sequence[np.ndarray] | Mapping[int, np.ndarray],
+    parts: Parts,
     clients: np.ndarray,
     *,
     batch: int | None,

@@ -6,21 +6,17 @@ tensors. It is read with ``weights_only``: nothing in it is executed.
 
 import hashlib
 import io
-from collections.abc import Mapping
-from dataclasses import is_dataclass
-from numbers import Number
 from pathlib import Path
-from types import CodeType, FunctionType
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checks import check
+from .diagnostics import differences
 
 MAGIC = b"fedlearn run 1\n"
-PLAIN = (bool, int, float, str, type(None))
+PLAIN = (bool, int, float, str, type(None), dict, list, tuple)
 
 
 def encode(content: dict[str, Any]) -> bytes:
@@ -59,79 +55,19 @@ def claim(path: str | Path | None) -> Path:
 def check_plain(value: Any, where: str = "the run") -> None:
     """Refuse what could not be read back before a run is made and lost."""
     rule = "tensors, numbers and text; dicts, lists and tuples of them"
-    ok = type(value) in (*PLAIN, dict, list, tuple) or isinstance(value, Tensor)
+    ok = type(value) in PLAIN or isinstance(value, Tensor)
     check("checkpoint", where, type(value).__name__, ok, rule, "torch.as_tensor(...)")
     if isinstance(value, (dict, list, tuple)):
         for k, v in value.items() if isinstance(value, dict) else enumerate(value):
             check_plain(v, f"{where}[{k!r}]")
 
 
-# -- which recipe made it --------------------------------------------------------------------------
-
-
-def describe(thing: Any, name: str, seen: set[int] | None = None) -> dict[str, Any]:
-    """Everything that decides a run, flat: path -> number, text or digest.
-
-    Functions are described by their names and by what they enclose: the method's learning rate,
-    say. So a student's own method needs no name and no registration.
-    """
-    seen = set() if seen is None else seen
-    if isinstance(thing, (Tensor, np.ndarray)):
-        array = thing.detach().cpu().numpy() if isinstance(thing, Tensor) else thing
-        thing = _digest(np.ascontiguousarray(array))
-    if isinstance(thing, (*PLAIN, np.generic)):
-        return {name: thing.item() if isinstance(thing, np.generic) else thing}
-    if id(thing) in seen:
-        return {}
-    seen.add(id(thing))
-    called = str(thing) if isinstance(thing, nn.Module) else type(thing).__name__
-    said = {name: getattr(thing, "__qualname__", called)}
-    for k, v in _parts(thing).items():
-        said |= describe(v, f"{name}.{k}", seen)
-    return said
-
-
-def _digest(array: np.ndarray) -> str:
-    return f"{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
-
-
-def _parts(thing: Any) -> dict[Any, Any]:
-    if isinstance(thing, Mapping):
-        return dict(thing)
-    if isinstance(thing, (list, tuple)):
-        return dict(zip(getattr(thing, "_fields", range(len(thing))), thing))
-    ours = str(getattr(thing, "__module__", "")).startswith("fedlearn.")
-    if isinstance(thing, FunctionType):
-        cells = (c.cell_contents for c in thing.__closure__ or ())
-        enclosed = dict(zip(thing.__code__.co_freevars, cells))
-        return enclosed if ours else {**enclosed, **_written(thing)}
-    if isinstance(thing, (type, nn.Module)) or (ours and not is_dataclass(thing)):
-        return {}
-    try:
-        return dict(enumerate(thing.__reduce_ex__(2)))  # what pickle would keep of it
-    except TypeError:
-        return {}
-
-
-def _written(function: FunctionType) -> dict[Any, Any]:
-    """What stands in a student's function: constants, defaults, what it names beside it."""
-    code, world = function.__code__, function.__globals__
-    beside = {n: world[n] for n in code.co_names if isinstance(world.get(n), Number | FunctionType)}
-    consts = {f"constant {i}": c for i, c in enumerate(code.co_consts) if isinstance(c, PLAIN)}
-    more = {"defaults": function.__defaults__, "keywords": function.__kwdefaults__}
-    inner = [FunctionType(c, world) for c in code.co_consts if isinstance(c, CodeType)]
-    return {**beside, **consts, **more, "names": " ".join(code.co_names), "inner": inner}
-
-
 def check_same(there: dict[str, Any], here: dict[str, Any]) -> None:
     """Refuse a checkpoint of another recipe; the message names what differs."""
-    same = lambda a, b: a == b or (a != a and b != b)  # NaN is what it was
-    other = [k for k in {**there, **here} if not same(there.get(k, "none"), here.get(k, "none"))]
-    other.sort(key=lambda k: k.count("."))  # what decides most comes first
-    said = [f"{k} was {there.get(k, 'none')!r}, is {here.get(k, 'none')!r}" for k in other[:4]]
-    more = f" and {len(other) - 4} more" * (len(other) > 4)
-    if other:
+    if other := differences(there, here):
+        more = f" and {len(other) - 4} more" * (len(other) > 4)
         raise ValueError(
             f"resume: the run must have the recipe that it began with, got another: "
-            f"{'; '.join(said)}{more}; take the old values, or begin a new run, e.g. resume=None"
+            f"{'; '.join(other[:4])}{more}; take the old values, or begin a new run, e.g. "
+            f"resume=None"
         )

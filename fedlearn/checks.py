@@ -36,18 +36,11 @@ def is_whole(value: Any, low: float = 1, high: float = math.inf) -> bool:
 
 
 def whole(
-    name: str,
-    argument: str,
-    value: Any,
-    low: float = 1,
-    high: float = math.inf,
-    *,
-    more: str = "",
-    example: Any = 10,
+    name: str, argument: str, value: Any, low: float = 1, high: float = math.inf, example: Any = 10
 ) -> None:
-    """An integer >= ``low``, or from ``low`` to ``high``; ``more`` ends the rule."""
+    """An integer >= ``low``, or from ``low`` to ``high``."""
     rule = f"an integer >= {low}" if high == math.inf else f"an integer from {low} to {high}"
-    check(name, argument, value, is_whole(value, low, high), rule + more, example)
+    check(name, argument, value, is_whole(value, low, high), rule, example)
 
 
 def number(value: Any) -> float:

@@ -111,23 +111,19 @@ class History:
         return len(self.columns.get("round", ()))
 
     def __repr__(self) -> str:
-        last = {k: v[-1] for k, v in self.columns.items() if k != "round" and len(self)}
-        ends = ", ".join(f"{k} {v:.4g}" for k, v in last.items())
-        gave_up, why = ", ".join(map(str, self.failed)), self.stopped
-        more = {
-            "at the last: ": ends,
-            f"{len(self.failed)} given up: ": gave_up,
-            "ended early: ": why,
-        }
-        said = [words + end for words, end in more.items() if end]
-        return "; ".join([f"History of {len(self)} rounds", *said])
+        ends = [f"{k} {v[-1]:.4g}" for k, v in self.columns.items() if k != "round" and v]
+        failed, n = list(map(str, self.failed)), len(self.failed)
+        more = {"at the last": ends, f"{n} given up": failed, "ended early": [self.stopped]}
+        said = [f"; {words}: {', '.join(end)}" for words, end in more.items() if any(end)]
+        return f"History of {len(self)} rounds{''.join(said)}"
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, History) or list(self.columns) != list(other.columns):
-            return False
-        mine, theirs = ([list(map(_plain, c)) for c in h.columns.values()] for h in (self, other))
-        ends = [(h.stopped, h.failed) for h in (self, other)]
-        return mine == theirs and ends[0] == ends[1]  # 3 and 3.0, of a DataFrame, are one number
+        return isinstance(other, History) and self.plain() == other.plain()
+
+    def plain(self) -> dict[str, Any]:
+        """All but theta, in numbers and text; NaN is None."""
+        columns = {k: list(map(_plain, column)) for k, column in self.columns.items()}
+        return {"columns": columns, "stopped": self.stopped, "failed": self.failed}
 
     def check(self, r: Round) -> None:
         """Refuse a metric that is no number, or called like one of the history's own columns."""
@@ -167,8 +163,7 @@ class History:
             >>> History.from_json(h.to_json()) == h
             True
         """
-        columns = {k: list(map(_plain, column)) for k, column in self.columns.items()}
-        text = json.dumps({"columns": columns, "stopped": self.stopped, "failed": self.failed})
+        text = json.dumps(self.plain())
         if path is not None:
             write_whole(path, text.encode())
         return text

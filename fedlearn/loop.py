@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +16,7 @@ from torch import Tensor
 from . import checkpoint as disk
 from .algorithms.base import Message, Reply, State, nbytes, payload
 from .checks import RoundFailed, check, is_whole, whole
+from .diagnostics import describe
 from .files import write_whole
 from .history import Diverged, History, Round
 from .participation import Call, uniform
@@ -65,6 +67,7 @@ def loop(run: "Run") -> Iterator[Round]:
         yield run.keep(ctx, message, reply, p, state, memory)
 
 
+@dataclass(eq=False, repr=False)
 class Run:
     """A run under way: an iterator of :class:`Round` that owns all that it is.
 
@@ -73,37 +76,34 @@ class Run:
     Made by :func:`federate`.
 
     Attributes:
+        name: Of the function that makes it, for errors.
+        recipe: The clients'; for a private run with nothing of a client on the way to theta.
+        loop: What makes its rounds.
+        account: What ``dp_federate`` may spend; else None.
         t: Rounds done.
         state: The server's: ``theta``, and what else the method keeps.
         memory: What the clients remember, {name: (N, ...)}: the method's part, then each stage's.
         history: :class:`History` of all rounds so far, those before a resume included.
-        account: What ``dp_federate`` may spend; else None.
     """
 
-    def __init__(
-        self,
-        name: str,
-        clients: Clients,
-        call: Call,
-        rounds: int,
-        evaluate: Evaluate | None,
-        every: int,
-        *,
-        skip: int = 0,
-        recipe: Recipe | None = None,
-        loop: Callable[["Run"], Iterator[Round]] = loop,
-        account: Account | None = None,
-    ):
-        whole(name, "rounds", rounds)
-        whole(name, "every", every)
-        whole(name, "skip", skip, 0, example=3)
-        self.clients, self.call, self.rounds = clients, call, rounds
-        self.evaluate, self.every, self.skip = evaluate, every, skip
-        self.recipe, self.account = recipe or clients.recipe, account
-        theta = self.recipe.theta.detach().to(clients.device).clone()
-        self.t, self.state, self.memory = 0, self.recipe.algorithm.init(theta), clients.memory()
-        self.history = History(theta=theta)
-        self._loop = loop
+    name: str
+    clients: Clients
+    recipe: Recipe
+    call: Call
+    rounds: int
+    evaluate: Evaluate | None
+    every: int
+    skip: int = 0
+    loop: Callable[["Run"], Iterator[Round]] = loop
+    account: Account | None = None
+
+    def __post_init__(self) -> None:
+        whole(self.name, "rounds", self.rounds)
+        whole(self.name, "every", self.every)
+        whole(self.name, "skip", self.skip, 0, example=3)
+        theta, method = self.recipe.theta.detach().clone(), self.recipe.algorithm
+        self.t, self.state = 0, method.init(theta.to(self.clients.device))
+        self.memory, self.history = self.clients.memory(), History(theta=theta)
         self._rounds: Iterator[Round] | None = None  # None: to begin anew from what the run is
         self._done: tuple[Round, State, Memories] | None = None  # computed, not yet written down
         self._path: Path | None = None
@@ -115,17 +115,17 @@ class Run:
     def __next__(self) -> Round:
         try:
             self._settle()
-            if self.over:
+            if self.ends(self.t):
                 more = bool(self.t < self.rounds)
                 self.history.stopped = "the budget allows no further round" * more
                 raise StopIteration
-            rounds, self._rounds = self._rounds or self._loop(self), None
+            rounds, self._rounds = self._rounds or self.loop(self), None
             try:
                 r = next(rounds)
                 self._rounds = rounds
             except RoundFailed as e:
                 r = self._give_up(e)
-            if self._path and (self.t % self._save_every == 0 or self.over):
+            if self._path and (self.t % self._save_every == 0 or self.ends(self.t)):
                 self.save()
             return r
         except StopIteration:
@@ -134,13 +134,10 @@ class Run:
             self._leave(e)
             raise
 
-    @property
-    def over(self) -> bool:
-        """Whether no round follows: all are done, or the budget allows none."""
-        return self.t >= self.rounds or not self._affords(self.t + 1)
-
-    def _affords(self, rounds: int) -> bool:
-        return self.account is None or self.account.spent(rounds) <= self.account.budget
+    def ends(self, t: int) -> bool:
+        """Whether no round follows after t of them: all are done, or the budget allows none."""
+        account = self.account
+        return t >= self.rounds or (account is not None and account.spent(t + 1) > account.budget)
 
     def keep(
         self,
@@ -161,8 +158,7 @@ class Run:
         if not bool(theta.isfinite().all()):
             bad = ~reply["delta"].isfinite().all(1).cpu().numpy()
             raise Diverged(t, ctx.answered[bad].tolist(), self.history)
-        last = t + 1 == self.rounds or not self._affords(t + 2)
-        if self.evaluate and ((t + 1) % self.every == 0 or last):
+        if self.evaluate and ((t + 1) % self.every == 0 or self.ends(t + 1)):
             metrics |= self.evaluate(theta)
         if self.account:
             metrics["epsilon"] = self.account.spent(t + 1)
@@ -225,18 +221,16 @@ class Run:
     @cached_property
     def made(self) -> dict[str, Any]:
         """What the run is made of, flat: what a checkpoint of it must find again."""
-        how = {"recipe": self.recipe, "cohort": self.call, "loop": self._loop}
+        how = {"recipe": self.recipe, "cohort": self.call, "loop": self.loop}
         how |= {"privacy": self.account and self.account.ledger, "clients": self.clients.count}
         if isinstance(self.clients, Simulated):
             how["data"] = self.clients.data()
-        return disk.describe(how, "run")
+        return describe(how, "run")
 
     def value(self) -> dict[str, Any]:
         """All that the run is, in plain values and tensors."""
-        kept = ("columns", "stopped", "failed")
-        history = {name: vars(self.history)[name] for name in kept}
-        now = {name: vars(self)[name] for name in ("t", "state", "memory")}
-        return {"made": self.made, "history": history, **now}
+        now = {"t": self.t, "state": self.state, "memory": self.memory}
+        return {"made": self.made, "history": self.history.plain(), **now}
 
     def begin(self, checkpoint: Place, save_every: int, resume: "Place | Run | bool") -> "Run":
         """Go on where another run was, and write checkpoints, if asked for. -> self
@@ -319,7 +313,7 @@ def federate(
         rule = f"an integer from 1 to the population's {N} clients"
         check("federate", "cohort", cohort, is_whole(cohort, 1, N), rule, max(1, N // 2))
         call = uniform(cohort)
-    run = Run("federate", clients, call, rounds, evaluate, every, skip=skip)
+    run = Run("federate", clients, clients.recipe, call, rounds, evaluate, every, skip)
     return run.begin(checkpoint, save_every, resume)
 
 

@@ -5,7 +5,7 @@ A model is a function of one parameter vector, f(theta, x) with theta in R^d: se
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .checks import is_whole
 from .data import check_labels
+from .diagnostics.measures import evaluator
 from .module import from_module
 from .rng import Use, numpy_rng
 from .task import Loss, Task, cross_entropy, squared_error, views
@@ -124,40 +125,3 @@ def _uniform(shapes: Sequence[tuple[int, ...]], seed: int) -> Tensor:
         for i, shape in enumerate(shapes)  # a bias takes the fan-in of its W
     ]
     return torch.from_numpy(np.concatenate(draws).astype(np.float32))
-
-
-def evaluator(task: Task, x: Tensor, y: Tensor) -> Callable[[Tensor], dict[str, float]]:
-    """A function of theta alone: mean loss and accuracy on x, y. Give it to ``federate``.
-
-    It is theta (d,) -> {"loss": mean, "accuracy": share of examples classified right, 0 to 1}.
-
-    Args:
-        task: The model and its loss.
-        x: (m, ...), m >= 1.
-        y: (m,) classes, or real targets (then there is no accuracy). ValueError if a class lies
-            outside the model's.
-
-    Example:
-        >>> task = softmax_regression(2, 3)
-        >>> evaluator(task, torch.zeros(4, 2), torch.tensor([0, 0, 1, 2]))(task.theta0)
-        {'loss': 1.098612..., 'accuracy': 0.5}
-    """
-    if not 0 < len(y) == len(x):
-        raise ValueError(
-            f"evaluator: needs x and y of at least one example, a row each, got {len(x) or 'none'} "
-            f"and {len(y)}, e.g. data.x_test and data.y_test"
-        )
-    classes = not y.is_floating_point()
-    if classes:
-        check_labels("evaluator", y, task.predict(task.theta0, x[:1].cpu()).shape[-1])
-
-    @torch.no_grad()
-    def evaluate(theta: Tensor) -> dict[str, float]:
-        scores = torch.cat([task.predict(theta, part.to(theta.device)) for part in x.split(10_000)])
-        y_ = y.to(theta.device)
-        out = {"loss": task.loss(scores, y_).mean().item()}
-        if classes:
-            out["accuracy"] = int((scores.argmax(-1) == y_).sum()) / len(y_)  # 342/360 is 0.95
-        return out
-
-    return evaluate

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from .data import check_module
 from .task import Loss, Task, cross_entropy, views
 
 _STACK_MAX = 30_000  # parameters; above this, stacking loses to one client after the other
@@ -37,7 +38,7 @@ def from_module(
     named = {k: p.detach().clone() for k, p in module.named_parameters() if p.requires_grad}
     fixed = {k: p.detach() for k, p in module.named_parameters() if not p.requires_grad}
     fixed |= dict(module.named_buffers())
-    _refuse(module, named, stacked)
+    check_module("from_module", module, stacked)
     shapes = [tuple(p.shape) for p in named.values()]
     theta0 = torch.cat([p.reshape(-1) for p in named.values()])
 
@@ -105,20 +106,3 @@ def _sequential(scores, loss, shapes, theta, x, y, mask, receive):  # type: igno
             receive(k, [v.detach() for v in layers], grads)
         objectives[k] = objective.detach()
     return objectives
-
-
-def _refuse(module: nn.Module, named: dict[str, Tensor], stacked: bool | None) -> None:
-    """Say early, by name and with a fix, what can't be trained federatedly."""
-    if not named:
-        raise ValueError("from_module: no parameter requires a gradient, e.g. nn.Linear(64, 10)")
-    for name, m in module.named_modules():
-        norm, why = isinstance(m, nn.modules.batchnorm._NormBase), ""
-        whole_batch = isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.track_running_stats
-        if norm and (whole_batch or (m.training and m.track_running_stats)):
-            why = "keeps batch statistics, which would mix clients; use nn.GroupNorm(min(32, C), C)"
-        elif isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0:
-            why = "draws from the global generator: leave it out, or call module.eval() first"
-        elif stacked and isinstance(m, nn.RNNBase):
-            why = "can't be run by vmap for K clients; use from_module(module, stacked=False)"
-        if why:
-            raise ValueError(f"from_module: layer {name or 'itself'} ({type(m).__name__}) {why}")

@@ -203,17 +203,8 @@ def dp_federate(
         )
     spending = {"z": z, "q": float(q), "delta": float(delta)}
     account = Account(budget, spending, ledger(**spending).after)
-    run = Run(
-        "dp_federate",
-        clients,
-        poisson(q),
-        rounds,
-        evaluate,
-        every,
-        skip=skip,
-        recipe=_sealed(recipe),
-        account=account,
-    )
+    sealed, call = _sealed(recipe), poisson(q)
+    run = Run("dp_federate", clients, sealed, call, rounds, evaluate, every, skip, account=account)
     return run.begin(checkpoint, save_every, resume)
 
 
