@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedlearn.privacy.secure import STAGES, Sum, default_threshold, secure_sum
+from fedlearn.privacy.secure_aggregation import STAGES, Sum, default_threshold, secure_sum
 
 CASES = [  # clients, numbers, dropped before their masked vector, target in seconds
     (10, 7_850, 0, None),

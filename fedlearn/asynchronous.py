@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from copy import copy
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .algorithms import Reply
-from .algorithms.base import nbytes, payload
-from .federate import Diverged, Evaluate, Round, _not_finite
-from .history import History
-from .optim import check
-from .recipe import Recipe, _at_least, _same_recipe
+from .algorithms.base import nbytes
+from .checks import not_negative, whole
+from .history import Round
+from .loop import Evaluate, Place, Run
 from .rng import Use, hashed
 from .simulated import Simulated
 from .transform import Context
 
+Flight = tuple[Tensor, int, int]  # theta where it started, its version, how many left before it
+
 
 def polynomial(a: float = 0.5) -> Callable[[Tensor], Tensor]:
-    """Weight of an update that is s server steps old: (1 + s)^-a.
+    """Weight of an update that is s server steps old: (1 + s)^-a, as (K,) ages -> (K,) weights.
 
     Args:
-        a: >= 0; 0 forgives everything.
-
-    Returns:
-        (K,) staleness -> (K,) weights.
-
-    Raises:
-        ValueError: If ``a`` is out of range.
+        a: >= 0 and finite, else ValueError; 0 forgives everything.
 
     Example:
         >>> polynomial(0.5)(torch.tensor([0.0, 3.0]))
@@ -40,12 +36,11 @@ def polynomial(a: float = 0.5) -> Callable[[Tensor], Tensor]:
     Reference:
         Xie, Koyejo, Gupta, 2019, "Asynchronous federated optimization", §5.2.
     """
-    check("polynomial", "a", a, 0 <= a < float("inf"), ">= 0 and finite", 0.5)
+    not_negative("polynomial", "a", a, 0.5)
     return lambda s: (1 + s) ** -a
 
 
 def asynchronous(
-    recipe: Recipe,
     clients: Simulated,
     *,
     rounds: int,
@@ -55,8 +50,11 @@ def asynchronous(
     rebase: bool = False,
     evaluate: Evaluate | None = None,
     every: int = 1,
-) -> Iterator[Round]:
-    r"""Nobody waits: the server steps whenever ``buffer`` updates have come in.
+    checkpoint: Place = None,
+    save_every: int = 1,
+    resume: Place | Run | bool = None,
+) -> Run:
+    """Nobody waits: the server steps whenever ``buffer`` updates have come in.
 
     ``concurrency`` clients train at any time. One that is done sends delta_k, made from the theta
     that it was sent s_k server steps ago, and another idle client starts from today's theta. The
@@ -67,19 +65,18 @@ def asynchronous(
       (1 + s_k)^-a: a step towards what the client found, and not along what it did.
 
     Args:
-        recipe: Its method must send theta alone and remember nothing: fedavg, fedprox, fedopt.
-        clients: Made with ``fleet=...``: the clock.
+        clients: Made with ``fleet=...``: the clock. The method of their recipe must send theta
+            alone and remember nothing: fedavg, fedprox, fedopt.
         rounds: Steps of the server.
         concurrency: Clients that train at the same time, 1 to N.
         buffer: Updates a step.
         staleness: (K,) ages s_k in server steps -> (K,) weights.
         rebase: Measure delta_k from today's theta instead of from where client k started.
-        evaluate: As for ``federate``.
-        every: As for ``federate``.
+        evaluate, every, checkpoint, save_every, resume: As for ``federate``.
 
     Returns:
-        An iterator of :class:`~fedlearn.federate.Round`, one a server step: ``cohort`` is who sent
-        in the buffer, ``p`` the weights with staleness, ``seconds`` the time since the last step;
+        A :class:`~fedlearn.loop.Run` of rounds, one a server step: ``answered`` is who sent in the
+        buffer, ``p`` the weights with staleness, ``seconds`` the time since the last step;
         ``metrics["staleness"]`` is the mean of s_k.
 
     Raises:
@@ -88,14 +85,13 @@ def asynchronous(
         Diverged: From the iterator.
 
     Example:
-        >>> from fedlearn import algorithms, data, fleet, model, partition
-        >>> from fedlearn.rng import numpy_rng
+        >>> from fedlearn import Recipe, algorithms, data, fleet, model, partition
         >>> digits, task = data.load("digits"), model.softmax_regression(64, 10)
-        >>> parts = partition.iid(digits.y, 50, numpy_rng(0, Use.PARTITION))
+        >>> parts = partition.iid(digits.y, 50, np.random.default_rng(0))
         >>> recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0, epochs=5)
         >>> clients = Simulated(recipe, digits.x, digits.y, parts, fleet=fleet.fleet(50))
-        >>> *_, last = asynchronous(recipe, clients, rounds=20, concurrency=20, buffer=5)
-        >>> len(last.cohort), last.seconds > 0
+        >>> *_, last = asynchronous(clients, rounds=20, concurrency=20, buffer=5)
+        >>> len(last.answered), last.seconds > 0
         (5, True)
 
     Reference:
@@ -106,48 +102,57 @@ def asynchronous(
     Differs from the paper: p_k are the recipe's weights, n_k over the buffer;
     ``Recipe(equal=True)`` is the papers' 1/K.
     """
-    _check(recipe, clients, rounds, concurrency, buffer, every)
-    return _loop(recipe, clients, rounds, concurrency, buffer, staleness, rebase, evaluate, every)
-
-
-class _Flight(NamedTuple):
-    """A client at work."""
-
-    theta: Tensor  # (d,) where it started
-    version: int  # of that theta, in server steps
-    number: int  # how many were sent off before it: its shuffle depends on this
+    _check(clients, concurrency, buffer)
+    nobody = np.zeros(0, int)
+    run = Run(
+        "asynchronous",
+        clients,
+        lambda n, seed, t: Context(seed, t, nobody, nobody),
+        rounds,
+        evaluate,
+        every,
+        loop=lambda run: _loop(run, clients, concurrency, buffer, staleness, rebase),
+    )
+    return run.begin(checkpoint, save_every, resume)
 
 
 class _Air:
     """Clients at work, in the order in which they will be done.
 
     A client's answer is known from where it started, so all that are in the air are trained
-    together when the first of their answers is due: the order of events stays what it is.
+    together when the first of their answers is due: the order of events stays what it is. What is
+    known between two rounds is plain, so that it can lie in the run's state and in a checkpoint.
     """
 
-    def __init__(self, recipe: Recipe, clients: Simulated, sent: int):
-        self.recipe, self.clients = recipe, clients
-        self.now, self.launched = 0.0, 0
-        self.idle = list(range(clients.count))
-        self.flights: dict[int, _Flight] = {}
-        self.trained: dict[int, dict[str, Tensor]] = {}
-        self.queue: list[tuple[float, int, int]] = []
+    def __init__(self, clients: Simulated, sent: int, known: dict[str, Any] | None):
+        self.clients = clients
+        known = known or {"now": 0.0, "launched": 0, "idle": range(clients.count)}
+        self.now, self.launched, self.idle = known["now"], known["launched"], list(known["idle"])
+        self.flights: dict[int, Flight] = dict(known.get("flights", {}))
+        self.trained: dict[int, dict[str, Tensor]] = dict(known.get("trained", {}))
+        self.queue: list[tuple[float, int, int]] = list(known.get("queue", ()))
         assert clients.fleet
         sizes = np.array([len(rows) for rows in clients.parts])
-        everyone = np.arange(clients.count)
-        self.takes = clients.fleet.seconds(everyone, sizes * recipe.epochs, sent, sent)
+        everyone, epochs = np.arange(clients.count), clients.recipe.epochs
+        self.takes = clients.fleet.seconds(everyone, sizes * epochs, sent, sent)
+
+    def known(self) -> dict[str, Any]:
+        """All of it, plain, as it is now."""
+        containers = ("idle", "flights", "trained", "queue")
+        plain = {name: copy(getattr(self, name)) for name in containers}
+        return {"now": self.now, "launched": self.launched, **plain}
 
     def launch(self, theta: Tensor, version: int) -> None:
         """Send theta to a client that is idle, each as likely as any other."""
-        draw = hashed(np.array([self.launched]), self.recipe.seed, Use.SAMPLE)[0]
+        draw = hashed(np.array([self.launched]), self.clients.recipe.seed, Use.SAMPLE)[0]
         at = int(draw % np.uint64(len(self.idle)))
         self.idle[at], self.idle[-1] = self.idle[-1], self.idle[at]
         k = self.idle.pop()
-        self.flights[k] = _Flight(theta, version, self.launched)
-        heapq.heappush(self.queue, (self.now + self.takes[k], self.launched, k))
+        self.flights[k] = (theta, version, self.launched)
+        heapq.heappush(self.queue, (self.now + float(self.takes[k]), self.launched, k))
         self.launched += 1
 
-    def land(self) -> tuple[int, _Flight, dict[str, Tensor]]:
+    def land(self) -> tuple[int, Flight, dict[str, Tensor]]:
         """The next client that is done, and its answer."""
         self.now, _, k = heapq.heappop(self.queue)
         if k not in self.trained:
@@ -158,82 +163,64 @@ class _Air:
     def _train(self, who: list[int]) -> None:
         size = self.clients.chunk
         for some in (who[i : i + size] for i in range(0, len(who), size)):
-            starts = torch.stack([self.flights[k].theta for k in some])
-            numbers = np.array([self.flights[k].number for k in some])
+            starts = torch.stack([self.flights[k][0] for k in some])
+            numbers = np.array([self.flights[k][2] for k in some])
             S = np.array(some)
-            ctx = Context(self.recipe.seed, 0, S, S, turns=numbers)
-            reply = self.clients.run({"theta": starts}, ctx)
+            ctx = Context(self.clients.recipe.seed, 0, S, S, turns=numbers)
+            reply, _ = self.clients.run({"theta": starts}, ctx, self.clients.memory())
             columns = {name: rows.unbind(0) for name, rows in reply.items()}
             for i, k in enumerate(some):
                 self.trained[k] = {name: rows[i] for name, rows in columns.items()}
 
 
-def _loop(  # type: ignore[no-untyped-def]
-    recipe, clients, rounds, concurrency, buffer, staleness, rebase, evaluate, every
+def _loop(
+    run: Run,
+    clients: Simulated,
+    concurrency: int,
+    buffer: int,
+    staleness: Callable[[Tensor], Tensor],
+    rebase: bool,
 ) -> Iterator[Round]:
-    algorithm, seed = recipe.algorithm, recipe.seed
-    state, history = algorithm.init(recipe.theta.to(clients.device)), History({}, recipe.theta)
-    air = _Air(recipe, clients, nbytes({"theta": recipe.theta}))
-    for _ in range(concurrency):
-        air.launch(state["theta"], 0)
-    for t in range(rounds):
-        theta, before = state["theta"], air.now
-        came: list[tuple[int, _Flight, dict[str, Tensor]]] = []
+    algorithm, pipeline, seed = run.recipe.algorithm, run.recipe.pipeline, run.recipe.seed
+    air = _Air(clients, nbytes({"theta": run.recipe.theta}), run.state.get("air"))
+    for t in range(run.t, run.rounds):
+        theta, before = run.state["theta"], air.now
+        while len(air.flights) < concurrency:
+            air.launch(theta, 0)
+        came: list[tuple[int, Flight, dict[str, Tensor]]] = []
         while len(came) < buffer:
             came.append(air.land())
-            if len(came) < buffer:
-                air.launch(
-                    theta, t
-                )  # somebody else starts at once; behind the last, after the step
+            if len(came) < buffer:  # somebody else starts at once; behind the last, after the step
+                air.launch(theta, t)
         S = np.array([k for k, *_ in came])
+        ctx = Context(seed, t, S, S)
         reply: Reply = {name: torch.stack([r[name] for *_, r in came]) for name in came[0][2]}
-        ages = torch.tensor([t - f.version for _, f, _ in came], dtype=theta.dtype)
+        ages = torch.tensor([t - f[1] for _, f, _ in came], dtype=theta.dtype)
         if rebase:
-            reply["delta"] = reply["delta"] + torch.stack([f.theta for _, f, _ in came]) - theta
+            reply["delta"] = reply["delta"] + torch.stack([f[0] for _, f, _ in came]) - theta
         share = reply["n"] / reply["n"].sum()
         p = share * staleness(ages).to(share)
-        delta = recipe.pipeline.combine(reply, p, Context(seed, t, S, S))
-        state = algorithm.server(state, delta, reply, p)
-
-        theta = state["theta"]
-        air.launch(theta, t + 1)
-        if not bool(theta.isfinite().all()):
-            raise Diverged(t, _not_finite(reply["delta"], S), history)
-        due = evaluate and ((t + 1) % every == 0 or t == rounds - 1)
-        r = Round(
-            t=t,
-            theta=theta,
-            cohort=S,
-            deltas=reply["delta"],
-            p=p,
-            loss=float(share @ reply["loss"]),
-            sent=nbytes({"theta": theta}),
-            received=payload(reply),
-            metrics={"staleness": float(ages.mean()), **(evaluate(theta) if due else {})},
-            called=len(S),
-            seconds=float(air.now - before),
-        )
-        history.add(r)
-        yield r
+        delta = pipeline.combine(reply, p, ctx)
+        state = algorithm.server(run.state, delta, reply, p)
+        air.launch(state["theta"], t + 1)
+        reply["seconds"] = torch.full_like(share, air.now - before, dtype=torch.float64)
+        state = {**state, "air": air.known()}
+        yield run.keep(ctx, {"theta": theta}, reply, p, state, staleness=float(ages.mean()))
 
 
-def _check(
-    recipe: Recipe, clients: Simulated, rounds: int, concurrency: int, buffer: int, every: int
-) -> None:
-    name, N = "asynchronous", clients.count
-    for argument, value in (("rounds", rounds), ("buffer", buffer), ("every", every)):
-        check(name, argument, value, _at_least(value, 1), "an integer >= 1", 10)
-    ok = _at_least(concurrency, 1) and concurrency <= N
-    check(name, "concurrency", concurrency, ok, f"an integer from 1 to N = {N}", max(1, N // 2))
+def _check(clients: Simulated, concurrency: int, buffer: int) -> None:
+    name, recipe = "asynchronous", clients.recipe
+    whole(name, "buffer", buffer)
+    whole(name, "concurrency", concurrency, 1, clients.count, example=max(1, clients.count // 2))
     if clients.fleet is None:
         raise ValueError(
             "asynchronous: the clients need a clock, got none, e.g. "
             "Simulated(recipe, x, y, parts, fleet=fleet(len(parts)))"
         )
-    _same_recipe(recipe, clients.recipe)
     more = set(recipe.algorithm.message(recipe.algorithm.init(recipe.theta))) - {"theta"}
-    if more or clients.memory:
+    kept = {k for own in recipe.memory() for k in own}
+    if more or kept:
         raise ValueError(
             f"asynchronous: needs a method that sends theta alone and remembers nothing, got one "
-            f"with {sorted(more | set(clients.memory))}, e.g. fedavg(task, lr=0.1)"
+            f"with {sorted(more | kept)}, e.g. fedavg(task, lr=0.1)"
         )

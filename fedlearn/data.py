@@ -1,4 +1,4 @@
-"""Examples, who holds them, and the minibatches each client will see in one round."""
+"""Examples: data sets in the wheel, made up, and through torchvision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .rng import Use, hashed, numpy_rng
+from .rng import Use, numpy_rng
+from .task import Task, cross_entropy
 
 
 class Dataset(NamedTuple):
@@ -64,19 +65,13 @@ def load(
     ``cifar10``             60,000 colour pictures, 3x32x32
     ======================  =================================================================
 
-    The last three are read with torchvision from ``folder``, else from the folder that the
-    environment variable ``FEDLEARN_DATA`` names, else from the user's cache, where they are
-    downloaded once.
-
     Args:
         name: One of the names above.
         fallback: Loaded instead when ``name`` can't be had; what is printed says so and why, and
             the result's name ends in ``(fallback)``.
-        folder: Where torchvision's files lie, for the last three.
+        folder: For the last three: where torchvision's files lie, or are put by the one download;
+            None for :func:`data_folder`.
         seed: Of the training/test split of the first five (80 % / 20 %).
-
-    Returns:
-        A :class:`Dataset`.
 
     Raises:
         ValueError: If the name is unknown.
@@ -170,7 +165,7 @@ def _split(
 def synthetic(
     alpha: float, beta: float, n_clients: int = 30, seed: int = 0
 ) -> tuple[Dataset, list[np.ndarray]]:
-    r"""FedProx's synthetic(alpha, beta): every client has a model and a cloud of its own.
+    """FedProx's synthetic(alpha, beta): every client has a model and a cloud of its own.
 
     Client k holds floor(lognormal(4, 2)) + 50 examples, nine in ten of them for training, with
     60 features and 10 classes:
@@ -192,8 +187,7 @@ def synthetic(
         The :class:`Dataset`, all clients' test examples in one test set, and N index arrays.
 
     Raises:
-        ValueError: If ``alpha`` or ``beta`` is not >= 0 and finite, or ``n_clients`` no integer
-            >= 1.
+        ValueError: If a number is out of range.
 
     Example:
         >>> made_up, parts = synthetic(1, 1)
@@ -333,119 +327,78 @@ def _tensors(part) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
     return x.flatten(1).float().div_(255), torch.as_tensor(part.targets)
 
 
-# -- what a client sees in one round --------------------------------------------------------------
+# -- what is refused before the first round --------------------------------------------------------
 
 
-_GATHER = 4_000_000  # numbers gathered at once: 16 MB
-
-
-class Shards(NamedTuple):
-    """The round's minibatches of K clients: T steps of at most B examples, as indices into x, y.
-
-    Attributes:
-        x: (n, ...) every example, of all clients.
-        y: (n,).
-        index: (K, T, B) int64 rows of x and y.
-        mask: (K, T, B) 1.0 for an example, 0.0 for padding.
-        n: (K,) float32, examples each client holds.
-    """
-
-    x: Tensor
-    y: Tensor
-    index: Tensor  # type: ignore[assignment]  # a tuple's index() isn't missed
-    mask: Tensor
-    n: Tensor
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Step by step: x (K, B, ...), y (K, B), mask (K, B).
-
-        Example:
-            >>> x, y = torch.arange(4.0)[:, None], torch.arange(4)
-            >>> index, mask = torch.tensor([[[0, 1], [2, 2]]]), torch.tensor([[[1.0, 1], [1, 0]]])
-            >>> for bx, by, m in Shards(x, y, index, mask, torch.tensor([3.0])).batches():
-            ...     print(by.tolist(), m.tolist())
-            [[0, 1]] [[1.0, 1.0]]
-            [[2, 2]] [[1.0, 0.0]]
-        """
-        steps = self.index.transpose(0, 1).contiguous()  # (T, K, B): a step's batches lie together
-        masks = self.mask.transpose(0, 1).contiguous()
-        size = max(steps[0].numel() * self.x[0].numel(), 1)
-        block = max(1, _GATHER // size)  # many steps a gather, but never the whole data set again
-        for rows, mask in zip(steps.split(block), masks.split(block), strict=True):
-            flat = rows.reshape(-1)
-            x = self.x.index_select(0, flat).reshape(*rows.shape, *self.x.shape[1:])
-            y = self.y.index_select(0, flat).reshape(rows.shape)
-            yield from zip(x.unbind(0), y.unbind(0), mask.unbind(0), strict=True)
-
-
-def schedule(
-    parts: list[np.ndarray] | dict[int, np.ndarray],
-    cohort: np.ndarray,
-    *,
-    batch: int | None,
-    epochs: int,
-    seed: int,
-    round: int | np.ndarray,
-    work: np.ndarray | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The minibatch plan of a cohort for one round: E passes over each client's data, reshuffled.
-
-    Every example gets a key that depends on (seed, round, epoch, example) alone; a client takes its
-    own in the order of their keys. So the plan of a client doesn't depend on who else takes part.
-
-    Args:
-        parts: Index array of every client.
-        cohort: (K,) client numbers.
-        batch: B; None for all of a client's examples in one batch (B = inf).
-        epochs: E.
-        seed: The run's seed.
-        round: t; or (K,), if every client is in a round of its own.
-        work: (K,) the fraction of its steps that each client does, rounded up; None for all.
-
-    Returns:
-        ``index`` (K, T, B) int64, ``mask`` (K, T, B) float32, ``n`` (K,) float32, where T is the
-        number of steps of the largest client; shorter ones are padded with mask 0.
-
-    Raises:
-        ValueError: If the cohort is empty.
+def check_population(
+    name: str, task: Task | None, x: Tensor, y: Tensor, parts: Sequence[np.ndarray]
+) -> None:
+    """Raise the ``ValueError`` of ``name`` for what can be known to be wrong before a run.
 
     Example:
-        >>> parts = [np.array([0, 1, 2]), np.array([3])]
-        >>> index, mask, n = schedule(parts, np.arange(2), batch=2, epochs=1, seed=0, round=0)
-        >>> mask.tolist(), n.tolist()
-        ([[[1.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]], [3.0, 1.0])
+        >>> check_population("Simulated", None, torch.ones(3, 2), torch.ones(3), [np.array([3])])
+        Traceback (most recent call last):
+        ...
+        ValueError: Simulated: every client needs rows from 0..2, got 3..3 for client 0; ...
     """
-    own = [parts[k] for k in cohort]
-    if not own:
-        raise ValueError("schedule: the cohort is empty, e.g. cohort=np.array([0])")
-    n = np.array([len(p) for p in own])
-    B = batch or max(int(n.max()), 1)
-    T1 = max(int((-(-n // B)).max()), 1)  # steps an epoch
-    flat = np.concatenate(own)
-    client = np.repeat(np.arange(len(own)), n)
-    at = np.arange(len(flat)) - np.repeat(np.cumsum(n) - n, n)  # place within the client
-    pad = np.array([p[0] if len(p) else 0 for p in own])  # own row: nobody reads another's
-    index = np.tile(pad[:, None, None], (1, epochs, T1 * B)).astype(np.int64)
-    mask = np.zeros((len(own), epochs, T1 * B), np.float32)
-    mask[client, :, at] = 1.0
-    first = client.astype(np.uint64) << np.uint64(44)  # one sort for all: client, then hash
-    at_round = np.repeat(round, n) if isinstance(round, np.ndarray) else round
-    for e in range(epochs):
-        key = hashed(flat, seed, Use.SHUFFLE, at_round, e) >> np.uint64(20)
-        index[client, e, at] = flat[np.argsort(key | first, kind="stable")]
-    shape = (len(own), epochs * T1, B)
-    mask = mask.reshape(shape)
-    if work is not None:
-        mask *= _done(mask, work)[..., None]
-    return (
-        torch.from_numpy(index.reshape(shape)),
-        torch.from_numpy(mask),
-        torch.from_numpy(n.astype(np.float32)),
-    )
+    if len(x) != len(y):
+        raise ValueError(f"{name}: x and y must have one row an example, got {len(x)} and {len(y)}")
+    if not all(part.isfinite().all() for part in x.split(10_000)):  # in parts: isfinite copies
+        raise ValueError(f"{name}: x holds inf or NaN; clean it, e.g. with x.nan_to_num()")
+    if not len(parts):
+        raise ValueError(f"{name}: needs at least one client, got no parts, e.g. [np.arange(100)]")
+    for k, rows in enumerate(map(np.asarray, parts)):
+        if len(rows) and not np.issubdtype(rows.dtype, np.integer):
+            raise ValueError(
+                f"{name}: parts must be integer rows of x and y, got {rows.dtype} for client "
+                f"{k}, e.g. np.flatnonzero(mask) for a mask"
+            )
+        if not len(rows) or rows.min() < 0 or rows.max() >= len(y):
+            got = f"{rows.min()}..{rows.max()}" if len(rows) else "none"
+            raise ValueError(
+                f"{name}: every client needs rows from 0..{len(y) - 1}, got {got} for client "
+                f"{k}; make parts with fedlearn.partition, e.g. partition.iid(y, 10, rng)"
+            )
+    if task is not None and task.predict is not None and task.loss is not None:
+        _check_fit(name, task, x, y)  # a Task from a notebook cell may have its gradient alone
 
 
-def _done(mask: np.ndarray, work: np.ndarray) -> np.ndarray:
-    """(K, T) which steps are done: the first ceil(work_k tau_k) of client k's, at least one."""
-    real = mask.any(-1)
-    steps = np.cumsum(real, axis=1)
-    return steps <= np.maximum(np.ceil(np.asarray(work)[:, None] * steps[:, -1:]), 1)
+def _check_fit(name: str, task: Task, x: Tensor, y: Tensor) -> None:
+    """The model takes these examples, and its loss these labels."""
+    few = x[:2].cpu()
+    try:
+        scores = task.predict(task.theta0, few)
+    except (RuntimeError, ValueError, IndexError) as e:
+        raise ValueError(
+            f"{name}: the model can't take examples of shape {tuple(x.shape[1:])} ({e}), "
+            f"e.g. softmax_regression({x[0].numel()}, 10) for these"
+        ) from e
+    if task.loss is cross_entropy:
+        check_labels(name, y, scores.shape[-1])
+    elif task.loss(scores, y[:2].cpu()).shape != (len(few),):
+        raise ValueError(
+            f"{name}: the model's scores of shape {tuple(scores.shape)} don't give one loss an "
+            f"example, e.g. one score, nn.Linear({x[0].numel()}, 1), for squared_error"
+        )
+
+
+def check_labels(name: str, y: Tensor, classes: int) -> None:
+    """Raise the ``ValueError`` of function ``name`` if a label is outside 0..classes-1.
+
+    Example:
+        >>> check_labels("load", torch.tensor([0, 7]), 5)
+        Traceback (most recent call last):
+        ...
+        ValueError: load: labels must be 0..4 for a model with 5 scores, got 0..7, ...
+    """
+    if y.is_floating_point():
+        raise ValueError(
+            f"{name}: a classifier needs integer classes, got {y.dtype}, e.g. y.long(); to predict "
+            f"numbers use from_module(module, squared_error)"
+        )
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"{name}: labels must be 0..{classes - 1} for a model with {classes} scores, got "
+            f"{low}..{high}, e.g. softmax_regression(64, {high + 1})"
+        )

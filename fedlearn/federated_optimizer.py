@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .optim import check_lr
+from .checks import positive
 
 
 class SGD(torch.optim.SGD):
@@ -47,85 +47,41 @@ class SGD(torch.optim.SGD):
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.0):
-        check_lr("federated_optimizer.SGD", lr)
+        positive("federated_optimizer.SGD", "lr", lr)
         super().__init__(params, lr=lr, momentum=momentum)
 
     def receive(self, weight: float) -> None:
         """Take the gradient a client left in ``.grad`` with its weight n_k, and clear ``.grad``."""
-        _receive(self, weight)
+        if not (weight > 0 and math.isfinite(weight)):
+            raise ValueError(
+                f"receive: weight must be > 0 and finite, got {weight}, e.g. weight=n_k"
+            )
+        if all(p.grad is None for p in self._parameters()):
+            raise ValueError("receive: no gradient to hand over; call loss.backward() first")
+        for p in self._parameters():
+            if p.grad is not None:
+                into = self.state[p].setdefault("received", torch.zeros_like(p))
+                into.add_(p.grad, alpha=weight)
+                p.grad = None
+        # beside lr, so that state_dict, deepcopy and pickle carry it like everything else
+        group = self.param_groups[0]
+        group["received"] = group.get("received", 0.0) + float(weight)
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Apply the weighted mean of what was received since the last step."""
-        _average(self)
+        total = self.param_groups[0].get("received", 0.0)
+        if not total:
+            raise ValueError(
+                "step: no client has handed a gradient over; call loss.backward() and "
+                "receive(weight=n_k) for every client first"
+            )
+        for p in self._parameters():
+            if "received" in self.state[p]:
+                p.grad = self.state[p].pop("received").div_(total)
+        self.param_groups[0]["received"] = 0.0
         out = super().step(closure)
         self.zero_grad()
         return out
 
-
-class Adam(torch.optim.Adam):
-    """``torch.optim.Adam`` whose gradient is the clients' weighted mean.
-
-    Args:
-        params: ``model.parameters()``.
-        lr: Learning rate, > 0 and finite.
-
-    Raises:
-        ValueError: As for :class:`SGD`.
-
-    Example:
-        >>> model = nn.Linear(1, 1)
-        >>> opt = Adam(model.parameters(), lr=0.1)
-        >>> model(torch.ones(1, 1)).sum().backward()
-        >>> opt.receive(weight=8)
-        >>> opt.step()
-
-    Differs from FedAdam (Reddi et al., 2021, Algorithm 2): that one adapts to the clients'
-    *updates* after local steps, without bias correction; this is Adam on the mean gradient.
-    """
-
-    def __init__(self, params: Iterable[nn.Parameter], lr: float):
-        check_lr("federated_optimizer.Adam", lr)
-        super().__init__(params, lr=lr)
-
-    def receive(self, weight: float) -> None:
-        """Take the gradient a client left in ``.grad`` with its weight n_k, and clear ``.grad``."""
-        _receive(self, weight)
-
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Apply the weighted mean of what was received since the last step."""
-        _average(self)
-        out = super().step(closure)
-        self.zero_grad()
-        return out
-
-
-def _parameters(opt: torch.optim.Optimizer) -> Iterable[Tensor]:
-    return (p for group in opt.param_groups for p in group["params"])
-
-
-def _receive(opt: torch.optim.Optimizer, weight: float) -> None:
-    if not (weight > 0 and math.isfinite(weight)):
-        raise ValueError(f"receive: weight must be > 0 and finite, got {weight}, e.g. weight=n_k")
-    grads = [p.grad for p in _parameters(opt)]
-    if all(g is None for g in grads):
-        raise ValueError("receive: no gradient to hand over; call loss.backward() first")
-    for p in _parameters(opt):
-        if p.grad is not None:
-            into = opt.state[p].setdefault("received", torch.zeros_like(p))
-            into.add_(p.grad, alpha=weight)
-            p.grad = None
-    # beside lr, so that state_dict, deepcopy and pickle carry it like everything else
-    opt.param_groups[0]["received"] = opt.param_groups[0].get("received", 0.0) + float(weight)
-
-
-def _average(opt: torch.optim.Optimizer) -> None:
-    total = opt.param_groups[0].get("received", 0.0)
-    if not total:
-        raise ValueError(
-            "step: no client has handed a gradient over; call loss.backward() and "
-            "receive(weight=n_k) for every client first"
-        )
-    for p in _parameters(opt):
-        if "received" in opt.state[p]:
-            p.grad = opt.state[p].pop("received").div_(total)
-    opt.param_groups[0]["received"] = 0.0
+    def _parameters(self) -> Iterable[Tensor]:
+        return (p for group in self.param_groups for p in group["params"])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-from .optim import check
+from .checks import not_negative, positive, whole
 from .rng import Use, numpy_rng
 
 
@@ -27,16 +26,10 @@ class Fleet(NamedTuple):
     def seconds(
         self, clients: np.ndarray, examples: np.ndarray, sent: int, received: int
     ) -> np.ndarray:
-        """From the broadcast to the reply: sent / down + examples * compute + received / up.
+        """From the broadcast to the reply: sent / down + examples * compute + received / up. (K,) s
 
-        Args:
-            clients: (K,) their numbers.
-            examples: (K,) examples processed, n_k * E for a whole round.
-            sent: Bytes of the broadcast to one client.
-            received: Bytes of one reply.
-
-        Returns:
-            (K,) seconds.
+        ``clients`` (K,) are numbers, ``examples`` (K,) those processed, n_k E for a whole round;
+        ``sent`` and ``received`` are bytes to and from one client.
 
         Example:
             >>> one = Fleet(np.array([0.001]), np.array([1e6]), np.array([5e5]))
@@ -65,21 +58,15 @@ def fleet(
         down: Median bytes a second to the client.
         up: Median bytes a second from it, as a rule less.
         spread: Standard deviation of the logarithms; 0 makes all alike, at 1 one in six is 2.7
-            times slower than the median.
-
-    Returns:
-        A :class:`Fleet`.
-
-    Raises:
-        ValueError: If a number is out of range.
+            times slower than the median. ValueError if a number is out of range.
 
     Example:
         >>> fleet(3, spread=0.0).compute
         array([0.001, 0.001, 0.001])
     """
-    check("fleet", "n", n, isinstance(n, (int, np.integer)) and n >= 1, "an integer >= 1", 20)
-    check("fleet", "spread", spread, 0 <= spread < math.inf, ">= 0 and finite", 1.0)
+    whole("fleet", "n", n, example=20)
+    not_negative("fleet", "spread", spread, 1.0)
     for name, value in (("compute", compute), ("down", down), ("up", up)):
-        check("fleet", name, value, 0 < value < math.inf, "> 0 and finite", 1e-3)
+        positive("fleet", name, value, 1e-3)
     z = numpy_rng(seed, Use.FLEET).standard_normal((3, n))
     return Fleet(*(m * np.exp(spread * row) for m, row in zip((compute, down, up), z)))

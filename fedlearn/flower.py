@@ -6,6 +6,7 @@ The loop, the method and the pipeline stay as they are: :class:`GridClients` tak
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -18,57 +19,35 @@ from torch import Tensor
 
 from .algorithms import Message as Broadcast
 from .algorithms import Reply
-from .data import Shards, schedule
-from .federate import Recipe
-from .simulated import no_reply
+from .checks import RoundFailed
+from .recipe import Memories, Recipe, client_step, no_reply, shards_of
 from .transform import Context
+
+__all__ = ["GridClients", "client_app"]
 
 Load = Callable[[FlowerContext], tuple[Recipe, Tensor, Tensor, np.ndarray]]
 
 
 def pack(tensors: dict[str, Tensor]) -> ArrayRecord:
-    """Named tensors as Flower sends them.
-
-    Args:
-        tensors: name -> tensor.
-
-    Returns:
-        A record of NumPy arrays.
-
-    Example:
-        >>> unpack(pack({"theta": torch.ones(2)}))
-        {'theta': tensor([1., 1.])}
-    """
+    """Named tensors as Flower sends them: a record of NumPy arrays."""
     return ArrayRecord({k: Array(v.detach().cpu().numpy()) for k, v in tensors.items()})
 
 
 def unpack(record: ArrayRecord) -> dict[str, Tensor]:
-    """The tensors that :func:`pack` packed.
-
-    Args:
-        record: As received.
-
-    Returns:
-        name -> tensor, on the CPU.
-
-    Example:
-        >>> unpack(pack({"n": torch.tensor([3.0])}))["n"].item()
-        3.0
-    """
+    """The tensors that :func:`pack` packed, on the CPU."""
     return {k: torch.from_numpy(np.array(v.numpy())) for k, v in record.items()}
 
 
 def client_app(load: Load) -> ClientApp:
     """A Flower ClientApp that trains one client as ``Simulated`` would.
 
+    What clients remember lies in Flower's ``context.state``, by the run that it belongs to.
+
     Args:
         load: Flower's context -> (recipe, x, y, rows): the run's recipe, and which rows of x and y
             this node holds. Only those are read. ``context.node_config["partition-id"]`` must be
             the client's number. The numbers of the rows feed the shuffle: keep them as they are in
             the whole data set to get the bits of the simulation.
-
-    Returns:
-        A ClientApp. What a method keeps between rounds lies in Flower's ``context.state``.
 
     Example:
         >>> type(client_app(lambda context: None)).__name__
@@ -82,50 +61,54 @@ def client_app(load: Load) -> ClientApp:
         content: Any = msg.content  # of what GridClients.run packed
         config: Any = content["config"]
         me = int(context.node_config["partition-id"])
-        cohort = np.array(list(config["cohort"]))
-        asked, works = list(config["rows"]), list(config["work"])
-        work = np.array([works[asked.index(me)]]) if works else None
-        ctx = Context(int(config["seed"]), int(config["round"]), cohort, np.array([me]), work)
-        message = unpack(content["message"])
-        reply, kept = _train(recipe, x, y, rows, message, ctx, context)
-        if kept:
-            context.state["memory"] = pack(kept)
-        return Message(content=RecordDict({"reply": pack(reply)}), reply_to=msg)
+        called, answered = (np.array(list(config[k])) for k in ("called", "answered"))
+        works = list(config["work"])
+        work = np.array(works)[answered == me] if works else None
+        ctx = Context(int(config["seed"]), int(config["round"]), called, np.array([me]), work)
+        before = _recall(context.state, recipe, config)
+        shards = shards_of(recipe, x, y, {me: rows}, ctx)
+        reply, kept = client_step(recipe, unpack(content["message"]), shards, before, ctx)
+        _remember(context.state, config, kept)
+        return Message(
+            content=RecordDict({"reply": pack({k: v[0] for k, v in reply.items()})}), reply_to=msg
+        )
 
     return app
 
 
-@torch.no_grad()
-def _train(
-    recipe: Recipe,
-    x: Tensor,
-    y: Tensor,
-    rows: np.ndarray,
-    message: Broadcast,
-    ctx: Context,
-    context: FlowerContext,
-) -> tuple[Reply, dict[str, Tensor]]:
-    """Simulated._train for a cohort of one, without the leading K in what goes out."""
-    plan = schedule(
-        {int(ctx.rows[0]): rows},
-        ctx.rows,
-        batch=recipe.batch,
-        epochs=recipe.epochs,
-        seed=ctx.seed,
-        round=ctx.round,
-        work=ctx.work,
+_RUNS = 8  # that a node remembers at the same time
+
+
+def _recall(state: Any, recipe: Recipe, config: Any) -> Memories:
+    """What this node remembers of the run since its last round there: one row."""
+    empty = recipe.memory()
+    if config["since"] < 0 or not any(empty):
+        return tuple({k: v[None] for k, v in kept.items()} for kept in empty)
+    key = f"{config['run']} {config['since']}"
+    if key not in state:
+        raise ValueError(
+            f"client_app: this node must remember the run after round {config['since']}, got "
+            f"{[k for k in state if k.startswith(str(config['run']))] or 'nothing of it'}; begin "
+            f"the run anew, or save it every round, e.g. federate(..., save_every=1)"
+        )
+    flat = unpack(state[key])
+    return tuple({k: flat[f"{i}.{k}"] for k in kept} for i, kept in enumerate(empty))
+
+
+def _remember(state: Any, config: Any, memory: Memories) -> None:
+    """Keep what is new beside what it came from: the round may fail elsewhere and be lost."""
+    run, flat = (
+        str(config["run"]),
+        {f"{i}.{k}": v for i, m in enumerate(memory) for k, v in m.items()},
     )
-    mask, n = (v.to(message["theta"].dtype) for v in plan[1:])
-    if recipe.equal:
-        n = torch.ones_like(n)
-    state: Any = context.state
-    before = unpack(state["memory"]) if "memory" in state else recipe.memory()
-    memory = {k: v[None] for k, v in before.items()}
-    own = {k: v for k, v in memory.items() if not k[0].isdigit()}  # the rest: the pipeline's
-    reply, own = recipe.algorithm.client(message, Shards(x, y, plan[0], mask, n), own)
-    delta, stages = recipe.pipeline.encode(reply["delta"], n, memory, ctx)
-    reply = {**reply, "delta": delta, "n": n}
-    return {k: v[0] for k, v in reply.items()}, {k: v[0] for k, v in {**own, **stages}.items()}
+    if not flat:
+        return
+    for key in [k for k in state if k.startswith(f"{run} ") and k != f"{run} {config['since']}"]:
+        del state[key]
+    state[f"{run} {config['round']}"] = pack(flat)
+    runs = list(dict.fromkeys(k.split()[0] for k in state))
+    for key in [k for k in state if k.split()[0] in [r for r in runs if r != run][:-_RUNS]]:
+        del state[key]
 
 
 class GridClients:
@@ -138,7 +121,8 @@ class GridClients:
         timeout: Seconds to wait for a round's replies; None waits for ever.
 
     Raises:
-        ValueError: From the run, if a node doesn't answer or answers with an error; the message
+        ValueError: If ``node_of`` doesn't number the clients.
+        RoundFailed: From the run, if a node doesn't answer or answers with an error; the message
             names the client.
 
     Example:
@@ -162,31 +146,40 @@ class GridClients:
         self.recipe, self.grid, self.node_of = recipe, grid, node_of
         self.timeout, self.count = timeout, len(node_of)
 
-    def run(self, message: Broadcast, ctx: Context) -> Reply:
-        """Send the message to the nodes of ``ctx.rows`` and wait. -> {name: (K, ...)}"""
-        if not len(ctx.rows):
-            return no_reply(message)
-        cohort = [int(k) for k in ctx.cohort]
-        answering = [int(k) for k in ctx.rows]
-        work = [] if ctx.work is None else [float(w) for w in ctx.work]
-        config = ConfigRecord({"seed": ctx.seed, "round": ctx.round, "cohort": cohort})
-        config["rows"], config["work"] = answering, work
-        content = RecordDict({"message": pack(message), "config": config})
-        out = [
-            Message(content=content, message_type="train", dst_node_id=self.node_of[int(k)])
-            for k in ctx.rows
-        ]
-        back = {
-            m.metadata.src_node_id: m for m in self.grid.send_and_receive(out, timeout=self.timeout)
-        }
+    def memory(self) -> Memories:
+        """Nodes keep their own: here a new run's name, and the round since which each does."""
+        name, wide = secrets.randbits(62), torch.ones(self.count, dtype=torch.int64)
+        return ({"run": name * wide, "since": -wide},)
+
+    def run(self, message: Broadcast, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
+        """Send the message to the nodes of ``ctx.answered`` and wait. -> {name: (K, ...)}"""
+        who, packed = ctx.answered, pack(message)
+        if not len(who):
+            return no_reply(self.recipe, message, ctx)[0], ()
+        kept = {k: v[torch.from_numpy(who)] for k, v in memory[0].items()}
+        known = {k: v.tolist() for k, v in kept.items()}
+        both = {"called": ctx.called.tolist(), "answered": who.tolist()}
+        config = {"seed": ctx.seed, "round": ctx.round, **both, "work": []}
+        if ctx.work is not None:
+            config["work"] = [float(w) for w in ctx.work]
+        out = []
+        for i, k in enumerate(who):
+            own: Any = {**config, "run": known["run"][i], "since": known["since"][i]}
+            content = RecordDict({"message": packed, "config": ConfigRecord(own)})
+            node = self.node_of[int(k)]
+            out.append(Message(content=content, message_type="train", dst_node_id=node))
+        came = self.grid.send_and_receive(out, timeout=self.timeout)
+        back = {m.metadata.src_node_id: m for m in came}
         rows = []
-        for k in map(int, ctx.rows):
+        for k in map(int, who):
             answer = back.get(self.node_of[k])
             if answer is None or answer.has_error():
                 why = "no answer in time" if answer is None else answer.error.reason
-                raise ValueError(
+                raise RoundFailed(
                     f"GridClients: client {k} (node {self.node_of[k]}) failed in round "
-                    f"{ctx.round}: {why}; run again without it, or raise timeout"
+                    f"{ctx.round}: {why}; go on without it, e.g. federate(..., skip=3), or raise "
+                    f"timeout"
                 )
             rows.append(unpack(answer.content["reply"]))
-        return {name: torch.stack([r[name] for r in rows]) for name in rows[0]}
+        kept["since"] = torch.full_like(kept["since"], ctx.round)
+        return {name: torch.stack([r[name] for r in rows]) for name in rows[0]}, (kept,)

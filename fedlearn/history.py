@@ -1,14 +1,20 @@
 """What a run leaves behind: its rounds, its numbers, and how it ended."""
 
-from __future__ import annotations
-
+import csv
+import io
+import json
 import math
-import warnings
-from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
+
+from .checks import check
+from .files import write_whole
+
+OWN = ("round", "bytes", "train_loss", "seconds")  # columns that no metric may be called
 
 
 class Round(NamedTuple):
@@ -17,27 +23,27 @@ class Round(NamedTuple):
     Attributes:
         t: 0, 1, ...
         theta: (d,) the model AFTER the round.
-        cohort: (K,) numbers of the clients that took part.
+        answered: (K,) numbers of the clients whose updates came back.
         deltas: (K, d) what the server received, delta_k = theta_k - theta.
         p: (K,) their weights n_k / n.
-        loss: Mean training loss over the clients' local steps.
+        loss: Mean training loss over the clients' local steps; NaN if nobody answered.
         sent: Bytes from the server to ONE client.
         received: Bytes from ONE client to the server: delta and what else the method needs.
         metrics: What ``evaluate`` returned; empty in a round that wasn't evaluated.
-        called: Clients that the server sent to, those that dropped out included.
+        called: Numbers of the clients that the server sent to, those that dropped out included.
         seconds: How long the round took on the simulated clock; NaN without one.
     """
 
     t: int
     theta: Tensor
-    cohort: np.ndarray
+    answered: np.ndarray
     deltas: Tensor
     p: Tensor
     loss: float
     sent: int
     received: int
     metrics: dict[str, float]
-    called: int
+    called: np.ndarray
     seconds: float = math.nan
 
 
@@ -48,15 +54,12 @@ class Diverged(FloatingPointError):
         round: t of the round that did it.
         clients: Numbers of the clients whose update isn't finite; empty if the server did it.
         history: :class:`History` of the rounds before.
-
-    Example:
-        >>> Diverged(3, [1, 4], History({}, None)).round
-        3
     """
 
-    def __init__(self, round: int, clients: list[int], history: History):
-        many = "s" * (len(clients) > 1)
-        who = f"the update of client{many} {_few(clients)}" if clients else "the server's step"
+    def __init__(self, round: int, clients: list[int], history: "History"):
+        few, many = ", ".join(map(str, clients[:5])), "s" * (len(clients) > 1)
+        more = f" and {len(clients) - 5} more" * (len(clients) > 5)
+        who = f"the update of client{many} {few}{more}" if clients else "the server's step"
         super().__init__(
             f"round {round}: {who} is inf or NaN. Most often the learning rate is too large for "
             f"this many local steps: try a tenth of it. The {round} rounds before are kept."
@@ -64,6 +67,7 @@ class Diverged(FloatingPointError):
         self.round, self.clients, self.history = round, clients, history
 
 
+@dataclass(eq=False, repr=False)
 class History:
     """The numbers of a run, a column each; ``history["loss"]`` is a NumPy array over rounds.
 
@@ -75,81 +79,134 @@ class History:
         columns: name -> list of numbers.
         theta: The model after the last finite round.
         stopped: Why the run ended early, in words; empty if it didn't.
+        failed: t of each round that was given up -> why, in words.
 
     Example:
-        >>> h = History({"round": [1, 2], "loss": [2.3, 1.9]}, theta=None)
+        >>> h = History({"round": [1, 2], "loss": [2.3, 1.9]})
         >>> h["loss"]
         array([2.3, 1.9])
+        >>> h
+        History of 2 rounds; at the last: loss 1.9
     """
 
-    def __init__(self, columns: dict[str, list[float]], theta: Tensor | None, stopped: str = ""):
-        self.columns, self.theta, self.stopped = columns, theta, stopped
+    columns: dict[str, list[float]] = field(default_factory=dict)
+    theta: Tensor | None = None
+    stopped: str = ""
+    failed: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        number = lambda v: math.nan if v is None else v  # JSON has no NaN
+        self.columns = {str(k): list(map(number, self.columns[k])) for k in self.columns}
+        self.failed = {int(t): why for t, why in self.failed.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.columns:
+            there = ", ".join(self.columns) or "none"
             raise ValueError(
-                f"History: no column {name!r}; there are {', '.join(self.columns) or 'none'}, "
-                f"e.g. history['round']"
+                f"History: no column {name!r}; there are {there}, e.g. history['round']"
             )
         return np.asarray(self.columns[name])
 
     def __len__(self) -> int:
         return len(self.columns.get("round", ()))
 
+    def __repr__(self) -> str:
+        last = {k: v[-1] for k, v in self.columns.items() if k != "round" and len(self)}
+        ends = ", ".join(f"{k} {v:.4g}" for k, v in last.items())
+        gave_up, why = ", ".join(map(str, self.failed)), self.stopped
+        more = {
+            "at the last: ": ends,
+            f"{len(self.failed)} given up: ": gave_up,
+            "ended early: ": why,
+        }
+        said = [words + end for words, end in more.items() if end]
+        return "; ".join([f"History of {len(self)} rounds", *said])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, History) or list(self.columns) != list(other.columns):
+            return False
+        mine, theirs = ([list(map(_plain, c)) for c in h.columns.values()] for h in (self, other))
+        ends = [(h.stopped, h.failed) for h in (self, other)]
+        return mine == theirs and ends[0] == ends[1]  # 3 and 3.0, of a DataFrame, are one number
+
+    def check(self, r: Round) -> None:
+        """Refuse a metric that is no number, or called like one of the history's own columns."""
+        for name, v in r.metrics.items():
+            rule = f"named otherwise than the history's own columns {', '.join(OWN)}"
+            check("History", "a metric", name, name not in OWN, rule, f"'test_{name}'")
+            rule = "a number; the history has one a round"
+            check("History", f"metrics[{name!r}]", v, isinstance(_item(v), (int, float)), rule, 0.9)
+
     def add(self, r: Round) -> None:
-        """Append one round.
+        """Append one round; again, if Ctrl-C ended the first try.
+
+        Raises:
+            ValueError: If a metric is no number, or called like one of the history's own columns.
+        """
+        self.check(r)
+        self.theta = r.theta
+        n = len(self)
+        last = {k: v[n - 1] for k, v in self.columns.items()} if n else {}
+        moved = r.sent * len(r.called) + r.received * len(r.answered)
+        row = {"round": r.t + 1, "bytes": last.get("bytes", 0) + moved, "train_loss": r.loss}
+        if not math.isnan(r.seconds) or "seconds" in last:  # nobody answered: the clock stands
+            row["seconds"] = last.get("seconds", 0) + np.nan_to_num(r.seconds).item()
+        row |= {name: _item(v) for name, v in r.metrics.items()}
+        for name in row:
+            self.columns.setdefault(name, [math.nan] * n)
+        for name in reversed(self.columns):  # "round", which counts, comes last
+            self.columns[name][n:] = [row.get(name, math.nan)]
+
+    # -- to files and back; theta goes with a checkpoint, or with torch.save -----------------------
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """All but theta as JSON text, NaN as null; written to ``path``, too, if one is given.
 
         Example:
-            >>> h = History({}, None)
-            >>> import torch
-            >>> one = torch.ones(1)
-            >>> h.add(Round(0, one, np.array([0]), one[None], one, 2.3, 4, 4, {}, 1))
-            >>> h["bytes"]
-            array([8])
+            >>> h = History({"round": [1, 2], "loss": [2.3, math.nan]}, stopped="by hand")
+            >>> History.from_json(h.to_json()) == h
+            True
         """
-        n = len(self)
-        so_far = lambda name: self.columns[name][-1] if name in self.columns else 0
-        moved = r.sent * r.called + r.received * len(r.cohort)
-        row = {"round": r.t + 1, "bytes": so_far("bytes") + moved, "train_loss": r.loss}
-        if not math.isnan(r.seconds):
-            row["seconds"] = so_far("seconds") + r.seconds
-        elif "seconds" in self.columns:  # nobody answered: the clock stands still
-            row["seconds"] = so_far("seconds")
-        row |= r.metrics
-        for name in {**self.columns, **row}:
-            column = self.columns.setdefault(name, [math.nan] * n)
-            column.append(row.get(name, math.nan))
-        self.theta = r.theta
+        columns = {k: list(map(_plain, column)) for k, column in self.columns.items()}
+        text = json.dumps({"columns": columns, "stopped": self.stopped, "failed": self.failed})
+        if path is not None:
+            write_whole(path, text.encode())
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> "History":
+        """Of what :meth:`to_json` made: its text, or the path of the file."""
+        text = str(source)
+        return cls(**json.loads(text if text[:1] == "{" else Path(source).read_text()))
+
+    def to_csv(self, path: str | Path) -> Path:
+        """The columns as CSV, a row a round; NaN is an empty cell."""
+        text = io.StringIO()
+        csv.writer(text).writerow(self.columns)
+        csv.writer(text).writerows(map(_plain, row) for row in zip(*self.columns.values()))
+        return write_whole(path, text.getvalue().encode())
+
+    @classmethod
+    def from_csv(cls, path: str | Path) -> "History":
+        """Of what :meth:`to_csv` wrote."""
+        names, *rows = csv.reader(io.StringIO(Path(path).read_bytes().decode(), newline=""))
+        number = lambda text: int(text) if text.lstrip("-").isdigit() else float(text or "nan")
+        return cls({name: [number(row[i]) for row in rows] for i, name in enumerate(names)})
+
+    def to_frame(self) -> Any:
+        """The columns as a pandas DataFrame, where pandas is installed; ``History(frame)`` back."""
+        import pandas as pd
+
+        return pd.DataFrame(self.columns)
 
 
-def collect(rounds: Iterable[Round], *, progress: int | None = None) -> History:
-    """Run to the end and keep the numbers; what came before a divergence is kept too.
-
-    Args:
-        rounds: What :func:`federate` returns.
-        progress: How many rounds to expect: shows a progress bar. None: no bar.
-
-    Returns:
-        A :class:`History`. If the run diverged, ``stopped`` says why and a ``RuntimeWarning`` is
-        given.
-
-    Example:
-        >>> collect([]).columns
-        {}
-    """
-    history = History({}, None)
-    if progress is not None:
-        from tqdm.auto import tqdm
-
-        rounds = tqdm(rounds, total=progress, unit="round")
-    try:
-        for r in rounds:
-            history.add(r)
-    except Diverged as e:
-        history.stopped, history.theta = str(e), e.history.theta
-        warnings.warn(str(e), RuntimeWarning, stacklevel=2)
-    return history
+def _plain(v: Any) -> Any:
+    """A number that JSON and CSV hold and give back bit for bit; NaN is None."""
+    v = _item(v)
+    return None if v != v else v
 
 
-def _few(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" * (len(numbers) > 5))
+def _item(v: Any) -> Any:
+    """Python's own number for NumPy's or for a tensor of one: what any file can hold."""
+    one = isinstance(v, (Tensor, np.generic, np.ndarray)) and math.prod(v.shape) == 1
+    return v.item() if one else v

@@ -4,8 +4,6 @@ A model is a function of one parameter vector, f(theta, x) with theta in R^d: se
 :func:`from_module` makes one of any ``nn.Module``.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -14,39 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import is_whole
+from .data import check_labels
 from .module import from_module
 from .rng import Use, numpy_rng
 from .task import Loss, Task, cross_entropy, squared_error, views
 
 __all__ = [
-    "Loss",
-    "Task",
-    "check_labels",
-    "cross_entropy",
-    "evaluator",
-    "from_module",
-    "mlp",
-    "softmax_regression",
-    "squared_error",
-    "views",
-]
+    "Loss", "Task", "check_labels", "cross_entropy", "evaluator", "from_module", "mlp",
+    "softmax_regression", "squared_error", "views",
+]  # fmt: skip
 
 
 def softmax_regression(n_in: int, n_classes: int) -> Task:
     """Softmax (multinomial logistic) regression from theta = 0: scores W x + b.
 
     With p = softmax(W x + b): dL/dW = (p - onehot(y)) xᵀ and dL/db = p - onehot(y), averaged over
-    the batch. Convex, so there is one best theta to compare with. Derived in lesson 2.
-
-    Args:
-        n_in: Features.
-        n_classes: C.
-
-    Returns:
-        A :class:`Task` with d = C * n_in + C parameters: W by rows, then b.
-
-    Raises:
-        ValueError: If a size is not an integer >= 1.
+    the batch. Convex, so there is one best theta to compare with. theta holds
+    d = n_classes * n_in + n_classes numbers, W by rows, then b. ValueError if a size is not an
+    integer >= 1. Derived in lesson 2.
 
     Example:
         >>> softmax_regression(784, 10).theta0.numel()
@@ -66,13 +50,8 @@ def mlp(*dims: int, seed: int = 0) -> Task:
 
     Args:
         *dims: Sizes of the layers, inputs first: ``mlp(784, 200, 200, 10)`` is McMahan's 2NN.
+            ValueError if there are fewer than two, or one is not an integer >= 1.
         seed: Of the initial parameters, uniform in ±1/√(inputs of the layer), PyTorch's own rule.
-
-    Returns:
-        A :class:`Task`.
-
-    Raises:
-        ValueError: If there are fewer than two sizes, or one is not an integer >= 1.
 
     Example:
         >>> mlp(784, 200, 200, 10).theta0.numel()
@@ -129,14 +108,12 @@ def mlp(*dims: int, seed: int = 0) -> Task:
 
         return backward(layers, x, y, mask, apply)
 
-    def predict(theta: Tensor, x: Tensor) -> Tensor:
-        return forward(views(theta, shapes), x.flatten(1))[-1]
-
+    predict = lambda theta, x: forward(views(theta, shapes), x.flatten(1))[-1]
     return Task(_uniform(shapes, seed), predict, cross_entropy, grad, step)
 
 
 def _sizes(name: str, how_many: str, dims: tuple[int, ...], example: str) -> None:
-    if len(dims) < 2 or any(not isinstance(n, (int, np.integer)) or n < 1 for n in dims):
+    if len(dims) < 2 or not all(map(is_whole, dims)):
         raise ValueError(f"{name}: needs {how_many} >= 1, got {dims}, e.g. {example}")
 
 
@@ -152,28 +129,23 @@ def _uniform(shapes: Sequence[tuple[int, ...]], seed: int) -> Tensor:
 def evaluator(task: Task, x: Tensor, y: Tensor) -> Callable[[Tensor], dict[str, float]]:
     """A function of theta alone: mean loss and accuracy on x, y. Give it to ``federate``.
 
+    It is theta (d,) -> {"loss": mean, "accuracy": share of examples classified right, 0 to 1}.
+
     Args:
         task: The model and its loss.
-        x: (m, ...).
-        y: (m,) classes, or real targets (then there is no accuracy).
-
-    Returns:
-        theta (d,) -> {"loss": mean loss, "accuracy": share of examples classified right, 0 to 1}.
-
-    Raises:
-        ValueError: If there is no example, or a class lies outside the model's.
+        x: (m, ...), m >= 1.
+        y: (m,) classes, or real targets (then there is no accuracy). ValueError if a class lies
+            outside the model's.
 
     Example:
         >>> task = softmax_regression(2, 3)
         >>> evaluator(task, torch.zeros(4, 2), torch.tensor([0, 0, 1, 2]))(task.theta0)
         {'loss': 1.098612..., 'accuracy': 0.5}
     """
-    if not len(y):
-        raise ValueError("evaluator: needs at least one example, got none, e.g. data.x_test")
-    if len(x) != len(y):
+    if not 0 < len(y) == len(x):
         raise ValueError(
-            f"evaluator: x and y must have one row an example, got {len(x)} and {len(y)}, "
-            f"e.g. data.x_test and data.y_test"
+            f"evaluator: needs x and y of at least one example, a row each, got {len(x) or 'none'} "
+            f"and {len(y)}, e.g. data.x_test and data.y_test"
         )
     classes = not y.is_floating_point()
     if classes:
@@ -189,25 +161,3 @@ def evaluator(task: Task, x: Tensor, y: Tensor) -> Callable[[Tensor], dict[str, 
         return out
 
     return evaluate
-
-
-def check_labels(name: str, y: Tensor, classes: int) -> None:
-    """Raise the ``ValueError`` of function ``name`` if a label is outside 0..classes-1.
-
-    Example:
-        >>> check_labels("load", torch.tensor([0, 7]), 5)
-        Traceback (most recent call last):
-        ...
-        ValueError: load: labels must be 0..4 for a model with 5 scores, got 0..7, ...
-    """
-    if y.is_floating_point():
-        raise ValueError(
-            f"{name}: a classifier needs integer classes, got {y.dtype}, e.g. y.long(); to predict "
-            f"numbers use from_module(module, squared_error)"
-        )
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"{name}: labels must be 0..{classes - 1} for a model with {classes} scores, got "
-            f"{low}..{high}, e.g. softmax_regression(64, {high + 1})"
-        )

@@ -19,17 +19,12 @@ from matplotlib.lines import Line2D
 
 from .history import History
 
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#F0E442",
-    "#000000",
-)
-OKABE_ITO = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK)
+# The one palette, of lessons, live panels and their style sheet. Okabe and Ito's yellow can't be
+# seen on white: grey stands there. Text and what all data in one place gives are in ink.
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#7A7A7A", "#111111"
+BLACK = INK
+OKABE_ITO = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, INK)
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), ":")
 
 SHEET: Any = {
@@ -62,7 +57,7 @@ def style() -> AbstractContextManager[None]:
 
 
 def use() -> None:
-    """Set the style sheet for the rest of this notebook.
+    """Set the course's style sheet for the rest of this notebook.
 
     Example:
         >>> with mpl.rc_context():
@@ -76,19 +71,14 @@ def use() -> None:
 def curves(
     ax: Axes, histories: Mapping[str, History], *, x: str = "round", y: str = "loss"
 ) -> list[Line2D]:
-    """One line a run, labelled, each with its own dash.
+    """One line a run, labelled, each with its own dash. -> the lines
 
     Args:
         ax: Where to draw.
         histories: Label -> :class:`~fedlearn.history.History`.
         x: Column on the x axis: ``"round"`` or ``"bytes"`` (drawn in MB).
-        y: Column on the y axis: ``"loss"``, ``"accuracy"``, ``"train_loss"``.
-
-    Returns:
-        The lines.
-
-    Raises:
-        ValueError: If a history has no such column.
+        y: Column on the y axis: ``"loss"``, ``"accuracy"``, ``"train_loss"``; ValueError if a
+            history has none.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -117,15 +107,12 @@ def curves(
 
 
 def holdings(ax: Axes, counts: np.ndarray, *, names: Sequence[str] | None = None) -> list[Any]:
-    """Who holds what: a row per client, a column per label, darker for more examples.
+    """Who holds what: a row per client, a column per label, darker for more. -> image, sizes' texts
 
     Args:
         ax: Where to draw.
         counts: (N, C) from :func:`fedlearn.partition.counts`.
         names: C names of the labels; None for 0, 1, ...
-
-    Returns:
-        The image and the sizes' texts.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -155,7 +142,7 @@ def contours(
     levels: Any = 8,
     linestyle: Any = "-",
 ) -> Any:
-    """Contour lines of a function of two parameters.
+    """Contour lines of a function of two parameters. -> Matplotlib's contour set
 
     Args:
         ax: Where to draw.
@@ -164,9 +151,6 @@ def contours(
         color: Of the lines.
         levels: As for Matplotlib's ``contour``.
         linestyle: A dash as for Matplotlib, so that two functions differ by more than a colour.
-
-    Returns:
-        Matplotlib's contour set.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -187,16 +171,13 @@ def contours(
 
 
 def digit(ax: Axes, x: Any, shape: Sequence[int], title: str = "") -> Any:
-    """One example as a picture, without axes.
+    """One example as a picture, without axes. -> the image
 
     Args:
         ax: Where to draw.
         x: Its features, in [0, 1].
         shape: ``Dataset.shape``: (h, w) or (3, h, w).
         title: Above it.
-
-    Returns:
-        The image.
 
     Example:
         >>> from matplotlib.figure import Figure

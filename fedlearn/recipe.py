@@ -1,15 +1,19 @@
-"""The recipe of a run: method, start, pipeline, batch, epochs, seed."""
+"""The recipe of a run, and what a client does by it."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .aggregate import mean
-from .algorithms import Algorithm
-from .transform import Pipeline, chain
+from .algorithms import Algorithm, Message, Reply
+from .batches import Shards, schedule
+from .checks import check, whole
+from .transform import Context, Memory, Pipeline, chain
+
+Memories = tuple[Memory, ...]  # of clients: the method's, then each row stage's
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,9 @@ class Recipe:
         pipeline: Stages between a client's update and the server's step.
         batch: B, examples of a local step; None for all of a client's (B = inf).
         epochs: E, local passes a round over a client's data.
-        seed: Of the cohorts, the shuffles and the noise.
+        seed: Of the cohorts, the shuffles and the noise. A second run with the same seed draws the
+            same numbers, whatever its theta: go on with ``federate(..., resume=...)``, or take
+            another seed.
         equal: Every client counts 1 and not n_k: p_k = 1/K. For cohorts drawn in proportion to n_k,
             and where no client may count more than another.
 
@@ -45,48 +51,66 @@ class Recipe:
     equal: bool = False
 
     def __post_init__(self) -> None:
-        if self.theta.dim() != 1 or not self.theta.isfinite().all():
-            raise ValueError(
-                f"Recipe: theta must be a finite vector (d,), got shape {tuple(self.theta.shape)}, "
-                f"e.g. task.theta0"
-            )
-        if self.batch is not None and not _at_least(self.batch, 1):
-            raise ValueError(
-                f"Recipe: batch must be an integer >= 1, or None for all of a client's examples, "
-                f"got {self.batch!r}, e.g. batch=32"
-            )
-        if not _at_least(self.epochs, 1):
-            raise ValueError(f"Recipe: epochs must be an integer >= 1, got {self.epochs!r}, e.g. 5")
-        if not (_at_least(self.seed, 0) and self.seed < 2**63):
-            raise ValueError(
-                f"Recipe: seed must be an integer >= 0 and < 2**63, got {self.seed!r}, e.g. seed=0"
-            )
+        vector = self.theta.dim() == 1 and bool(self.theta.isfinite().all())
+        got = tuple(self.theta.shape) if self.theta.dim() != 1 else "inf or NaN in it"
+        check("Recipe", "theta", got, vector, "a finite vector (d,)", "task.theta0")
+        if self.batch is not None:
+            more = ", or None for all of a client's examples"
+            whole("Recipe", "batch", self.batch, more=more, example=32)
+        whole("Recipe", "epochs", self.epochs, example=5)
+        whole("Recipe", "seed", self.seed, 0, 2**63 - 1, example=0)
 
-    def memory(self) -> dict[str, Tensor]:
-        """What a client keeps before its first round: the method's part and the pipeline's.
-
-        Example:
-            >>> from fedlearn import algorithms, model
-            >>> task = model.softmax_regression(2, 2)
-            >>> Recipe(algorithms.fedavg(task, lr=0.5), task.theta0).memory()
-            {}
-        """
-        return {**self.algorithm.memory(self.theta), **self.pipeline.memory(self.theta)}
+    def memory(self) -> Memories:
+        """What a client keeps before its first round: the method's part, then each stage's."""
+        return (self.algorithm.memory(self.theta), *self.pipeline.memory(self.theta))
 
 
-def _at_least(value: object, low: int) -> bool:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return whole and value >= low  # type: ignore[operator]
+def shards_of(
+    recipe: Recipe,
+    x: Tensor,
+    y: Tensor,
+    parts: Sequence[np.ndarray] | Mapping[int, np.ndarray],
+    ctx: Context,
+) -> Shards:
+    """The round's minibatches of the clients ``ctx.answered``, in the parameters' type."""
+    index, mask, n = schedule(
+        parts,
+        ctx.answered,
+        batch=recipe.batch,
+        epochs=recipe.epochs,
+        seed=ctx.seed,
+        round=ctx.round if ctx.turns is None else ctx.turns,
+        work=ctx.work,
+    )
+    n = torch.ones_like(n) if recipe.equal else n
+    real = recipe.theta.dtype
+    return Shards(x, y, index.to(x.device), mask.to(x.device, real), n.to(x.device, real))
 
 
-def _same_recipe(recipe: Recipe, theirs: Recipe) -> None:
-    """Clients train by the recipe they were made with: they would ignore another one."""
-    for name in ("batch", "epochs", "seed", "algorithm", "pipeline"):
-        a, b = getattr(recipe, name), getattr(theirs, name)
-        number = name in ("batch", "epochs", "seed")
-        if (a != b) if number else (a is not b):
-            got = f"got {a!r}, theirs is {b!r}" if number else "got another"
-            raise ValueError(
-                f"federate: the clients were made with another recipe, whose {name} must be the "
-                f"same: {got}; make them anew, e.g. Simulated(recipe, ...)"
-            )
+@torch.no_grad()
+def client_step(
+    recipe: Recipe, message: Message, shards: Shards, memory: Sequence[Memory], ctx: Context
+) -> tuple[Reply, Memories]:
+    """What clients do in a round, in this process or in their own: train, then their stages.
+
+    Args:
+        recipe: The run's recipe.
+        message: What the server sent.
+        shards: Their minibatches, of :func:`shards_of`; K = 0 clients give K = 0 rows.
+        memory: What they remember, rows (K, ...).
+        ctx: The round; ``ctx.answered`` are these clients.
+
+    Returns:
+        {"delta": (K, d), "n": (K,), "loss": (K,), ...}, and what they remember now.
+    """
+    reply, own = recipe.algorithm.client(message, shards, memory[0])
+    delta, stages = recipe.pipeline.encode(reply["delta"], shards.n, memory[1:], ctx)
+    return {**reply, "delta": delta, "n": shards.n}, (own, *stages)
+
+
+def no_reply(recipe: Recipe, message: Message, ctx: Context) -> tuple[Reply, Memories]:
+    """The reply of a cohort in which nobody answers: the method's keys, K = 0 rows each."""
+    none = message["theta"][:0]
+    nobody = ctx.keep(np.zeros(0, int))
+    memory = [{k: v.expand(0, *v.shape) for k, v in kept.items()} for kept in recipe.memory()]
+    return client_step(recipe, message, shards_of(recipe, none, none, {}, nobody), memory, nobody)

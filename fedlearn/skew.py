@@ -21,13 +21,10 @@ def rotate(
     """Turn client k's pictures by ``degrees[k]``, counter-clockwise, filling with 0.
 
     Args:
-        x: (n, features) pictures lying flat.
+        x: (n, features) pictures lying flat. A changed copy is returned.
         parts: N index arrays.
         degrees: (N,) angles.
         shape: Of one picture, ``Dataset.shape``.
-
-    Returns:
-        (n, features), a copy.
 
     Raises:
         ValueError: If there are no pictures of this shape, or not one finite number a client.
@@ -65,16 +62,10 @@ def add_noise(x: Tensor, parts: list[np.ndarray], std: Sequence[float], seed: in
     """Add Gaussian noise of standard deviation ``std[k]`` to client k's features; clip to [0, 1].
 
     Args:
-        x: (n, features) in [0, 1].
+        x: (n, features) in [0, 1]. A changed copy is returned.
         parts: N index arrays.
-        std: (N,) standard deviations, >= 0.
+        std: (N,) standard deviations, >= 0 and finite, else ValueError.
         seed: The draw of client k depends on (seed, k) alone.
-
-    Returns:
-        (n, features), a copy.
-
-    Raises:
-        ValueError: If a number is negative, or there isn't one finite number a client.
 
     Example:
         >>> x = torch.full((2, 3), 0.5)
@@ -99,15 +90,9 @@ def brighten(x: Tensor, parts: list[np.ndarray], factor: Sequence[float]) -> Ten
     """Multiply client k's features by ``factor[k]`` and clip to [0, 1].
 
     Args:
-        x: (n, features) in [0, 1].
+        x: (n, features) in [0, 1]. A changed copy is returned.
         parts: N index arrays.
-        factor: (N,) factors, >= 0; 1 changes nothing, 0 is black.
-
-    Returns:
-        (n, features), a copy.
-
-    Raises:
-        ValueError: If a number is negative, or there isn't one finite number a client.
+        factor: (N,) factors, >= 0 and finite, else ValueError; 1 changes nothing, 0 is black.
 
     Example:
         >>> brighten(torch.tensor([[0.4, 0.8]]), [np.array([0])], [1.5])
@@ -130,15 +115,9 @@ def swap_labels(
     """Concept shift: client k calls label a b and label b a; None leaves a client as it is.
 
     Args:
-        y: (n,) classes.
+        y: (n,) classes. A changed copy is returned.
         parts: N index arrays.
-        pairs: (N,) pairs (a, b).
-
-    Returns:
-        (n,), a copy.
-
-    Raises:
-        ValueError: If there isn't one pair or None a client.
+        pairs: (N,) pairs (a, b), or None; ValueError if there isn't one a client.
 
     Example:
         >>> swap_labels(torch.tensor([0, 1, 1]), [np.array([0, 1]), np.array([2])], [(0, 1), None])

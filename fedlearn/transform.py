@@ -7,43 +7,45 @@ A stage acts on the matrix of updates, a row per client. It is one of
     After      (d,)   -> (d,)     runs on the server
 """
 
-from __future__ import annotations
-
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import not_negative, positive
 from .rng import Use, numpy_rng
 
 Memory = dict[str, Tensor]  # what one client keeps between rounds; stacked: (K, ...)
-
-
 NOT_SENT = {"n", "loss", "seconds"}  # of a reply: known to the server, or kept for the plot
 
 
 class Context(NamedTuple):
-    """Which round, who is in it, and which of them the rows at hand are.
+    """Which round, whom the server called, and whose rows are at hand.
 
     Attributes:
         seed: The run's seed.
         round: t.
-        cohort: (K,) numbers of the clients in this round.
-        rows: Numbers of the rows at hand: those that answer on a server, one client on a client.
-        work: (R,) the fraction of its local steps that each row does; None for all of them.
-        turns: (R,) the number that each row's shuffle depends on where clients have no common
+        called: (K,) numbers of the clients that the server sent to: the cohort.
+        answered: (R,) numbers of those whose rows are at hand: all that answer on a server, one on
+            a client.
+        work: (R,) the fraction of its local steps that each of them does; None for all of them.
+        turns: (R,) the number that each one's shuffle depends on where clients have no common
             round, as in an asynchronous run; None for the round t.
     """
 
     seed: int
     round: int
-    cohort: np.ndarray
-    rows: np.ndarray
+    called: np.ndarray
+    answered: np.ndarray
     work: np.ndarray | None = None
     turns: np.ndarray | None = None
+
+    def keep(self, some: np.ndarray) -> "Context":
+        """The same round with the rows at ``some`` alone: a mask (R,), or places in 0..R-1."""
+        work, turns = (v if v is None else v[some] for v in (self.work, self.turns))
+        return self._replace(answered=self.answered[some], work=work, turns=turns)
 
 
 class Rowwise(NamedTuple):
@@ -100,49 +102,24 @@ class Pipeline(NamedTuple):
     reduce: Reduce
     on_server: tuple[After, ...]
 
-    def memory(self, theta: Tensor) -> Memory:
-        """What a client keeps for the stages, each name prefixed by its stage's number.
-
-        Example:
-            >>> from fedlearn.aggregate import mean
-            >>> chain(clip(1.0), mean()).memory(torch.zeros(3))
-            {}
-        """
-        return {
-            f"{i}.{k}": v for i, s in enumerate(self.on_client) for k, v in s.memory(theta).items()
-        }
+    def memory(self, theta: Tensor) -> tuple[Memory, ...]:
+        """What a client keeps before its first round, for each of its stages."""
+        return tuple(s.memory(theta) for s in self.on_client)
 
     def encode(
-        self, delta: Tensor, n: Tensor, memory: Memory, ctx: Context
-    ) -> tuple[Tensor, Memory]:
-        """Run the client's stages on rows (R, d). -> rows (R, d), what to keep.
-
-        Example:
-            >>> from fedlearn.aggregate import mean
-            >>> ctx = Context(0, 0, np.array([0]), np.array([0]))
-            >>> rows = torch.tensor([[3.0, 4.0]])
-            >>> chain(clip(1.0), mean()).encode(rows, torch.ones(1), {}, ctx)[0]
-            tensor([[0.6000, 0.8000]])
-        """
-        kept: Memory = {}
-        for i, s in enumerate(self.on_client):
-            own = {k.split(".", 1)[1]: v for k, v in memory.items() if k.startswith(f"{i}.")}
-            delta, own = s.apply(delta, n, own, ctx)
-            kept |= {f"{i}.{k}": v for k, v in own.items()}
-        return delta, kept
+        self, delta: Tensor, n: Tensor, memory: Sequence[Memory], ctx: Context
+    ) -> tuple[Tensor, tuple[Memory, ...]]:
+        """Run the client's stages on rows (R, d). -> rows (R, d), what each stage keeps."""
+        kept = []
+        for stage, own in zip(self.on_client, memory or [{}] * len(self.on_client), strict=True):
+            delta, own = stage.apply(delta, n, own, ctx)
+            kept.append(own)
+        return delta, tuple(kept)
 
     def combine(self, reply: dict[str, Tensor], p: Tensor, ctx: Context) -> Tensor:
-        """Run the server's stages: sum_k p_k delta_k or another rule. -> (d,)
+        """Run the server's stages: sum_k p_k delta_k or another rule (d,); 0 where nobody answered.
 
-        Raises:
-            ValueError: If a stage hides ``delta`` while the method sends more in the clear.
-
-        Example:
-            >>> from fedlearn.aggregate import mean
-            >>> ctx = Context(0, 0, np.arange(2), np.arange(2))
-            >>> reply = {"delta": torch.tensor([[0.0], [4.0]])}
-            >>> chain(mean()).combine(reply, torch.tensor([0.75, 0.25]), ctx)
-            tensor([1.])
+        ValueError if a stage hides ``delta`` while the method sends more in the clear.
         """
         hidden = [s.name for s in self.on_client if s.private]
         bare = sorted(set(reply) - {"delta"} - NOT_SENT)
@@ -151,7 +128,7 @@ class Pipeline(NamedTuple):
                 f"{' and '.join(hidden)} protects only 'delta', but this method also sends {bare} "
                 f"in the clear; use a method that sends delta alone, e.g. fedavg"
             )
-        out = self.reduce.apply(reply["delta"], p)
+        out = self.reduce.apply(reply["delta"], p) if len(p) else reply["delta"].sum(0)
         for s in self.on_server:
             out = s.apply(out, ctx)
         return out
@@ -160,19 +137,19 @@ class Pipeline(NamedTuple):
 def chain(*stages: Rowwise | Reduce | After) -> Pipeline:
     """Join stages: any number of Rowwise, exactly one Reduce, any number of After, in that order.
 
-    Args:
-        *stages: The stages.
-
-    Returns:
-        A :class:`Pipeline`.
-
-    Raises:
-        ValueError: If the order is another; the message shows it, and a right one.
+    ValueError if the order is another; the message shows it, and a right one.
 
     Example:
         >>> from fedlearn.aggregate import mean
-        >>> [s.name for s in chain(clip(1.0), mean(), noise(0.1)).on_client]
-        ['clip(1.0)']
+        >>> ctx = Context(seed=0, round=0, called=np.arange(2), answered=np.arange(2))
+        >>> pipeline = chain(clip(1.0), mean())
+        >>> delta, n = torch.tensor([[3.0, 4.0], [0.0, 0.5]]), torch.ones(2)
+        >>> rows, kept = pipeline.encode(delta, n, (), ctx)
+        >>> rows
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.5000]])
+        >>> pipeline.combine({"delta": rows}, torch.tensor([0.5, 0.5]), ctx)
+        tensor([0.3000, 0.6500])
     """
     rank = {Rowwise: 0, Reduce: 1, After: 2}
     kinds = [rank.get(type(s), -1) for s in stages]
@@ -191,26 +168,17 @@ def clip(max_norm: float) -> Rowwise:
     """Shorten every update to at most ``max_norm``: delta_k * min(1, S / ||delta_k||).
 
     An update that has no finite norm becomes 0, so that no row behind the stage exceeds S.
-
-    Args:
-        max_norm: S, > 0.
-
-    Returns:
-        A Rowwise stage.
-
-    Raises:
-        ValueError: If ``max_norm`` is not > 0 and finite.
+    ValueError if ``max_norm`` = S is not > 0 and finite.
 
     Example:
-        >>> clip(1.0).name
-        'clip(1.0)'
+        >>> clip(1.0).apply(torch.tensor([[3.0, 4.0], [0.0, 0.5]]), None, {}, None)[0]
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.5000]])
 
-    Reference:
-        McMahan, Ramage, Talwar, Zhang, 2018, "Learning differentially private recurrent language
-        models", Algorithm 1 (FlatClip).
+    Reference: McMahan, Ramage, Talwar, Zhang, 2018, "Learning differentially private recurrent
+    language models", Algorithm 1 (FlatClip).
     """
-    if not (max_norm > 0 and math.isfinite(max_norm)):
-        raise ValueError(f"clip: max_norm must be > 0 and finite, got {max_norm}, e.g. clip(1.0)")
+    positive("clip", "max_norm", max_norm, 1.0)
 
     def apply(delta: Tensor, n: Tensor, memory: Memory, ctx: Context) -> tuple[Tensor, Memory]:
         norm = delta.norm(dim=-1, keepdim=True).clamp(min=1e-12)
@@ -223,22 +191,14 @@ def clip(max_norm: float) -> Rowwise:
 def noise(std: float) -> After:
     """Add Gaussian noise of standard deviation ``std`` to every number of the combined update.
 
-    Args:
-        std: >= 0.
-
-    Returns:
-        An After stage whose draw depends on (seed, round) alone.
-
-    Raises:
-        ValueError: If ``std`` is negative or not finite.
+    The draw depends on (seed, round) alone. ValueError if ``std`` is negative or not finite.
 
     Example:
-        >>> ctx = Context(0, 3, np.arange(2), np.arange(2))
-        >>> noise(0.0).apply(torch.ones(2), ctx)
-        tensor([1., 1.])
+        >>> ctx = Context(seed=0, round=3, called=np.arange(2), answered=np.arange(2))
+        >>> noise(0.5).apply(torch.zeros(10_000), ctx).std()
+        tensor(0.4982)
     """
-    if not (std >= 0 and math.isfinite(std)):
-        raise ValueError(f"noise: std must be >= 0 and finite, got {std}, e.g. noise(0.1)")
+    not_negative("noise", "std", std)
 
     def apply(delta: Tensor, ctx: Context) -> Tensor:
         draw = numpy_rng(ctx.seed, Use.NOISE, ctx.round).standard_normal(len(delta))

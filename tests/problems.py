@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedlearn import algorithms, data, partition
+from fedlearn import Recipe, Round, Simulated, algorithms, batches, data, federate, partition
 from fedlearn.algorithms import Algorithm
-from fedlearn.data import Shards, schedule
-from fedlearn.federate import Recipe, Round, Simulated, federate, sample
+from fedlearn.batches import schedule
+from fedlearn.descend import descend
 from fedlearn.model import Task, from_module, mlp
-from fedlearn.optim import descend
+from fedlearn.participation import sample
+from fedlearn.recipe import client_step, no_reply, shards_of
 from fedlearn.rng import Use, numpy_rng
 
 # -- the methods: a new one is a new line, and every test of the battery runs over it -------------
@@ -33,6 +34,7 @@ def of_lesson_8() -> Callable[..., Algorithm]:
     path = Path(__file__).parents[1] / "notebooks" / "08_correcting_drift.ipynb"
     cells = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
     names = {"algorithms": algorithms, "data": data, "descend": descend, "torch": torch}
+    names["batches"] = batches
     for source in cells:
         if "def dyn_client(" in source or "def my_feddyn(" in source:
             exec(source, names)
@@ -110,7 +112,7 @@ def run(algorithm: Algorithm, theta: Tensor, p: Problem, **kw: object) -> list[R
     place = {k: kw.pop(k) for k in ("chunk", "device") if k in kw}
     recipe = Recipe(algorithm, theta, **{"batch": 16, "epochs": 2, "seed": 3, **kw})
     clients = Simulated(recipe, p.x, p.y, p.parts, **place)
-    return list(federate(recipe, clients, **{"rounds": 4, "cohort": 5, **more}))
+    return list(federate(clients, **{"rounds": 4, "cohort": 5, **more}))
 
 
 # -- quadratics: f_i = a_i/2 (theta - b_i)^2, whose local steps have a closed form ----------------
@@ -204,37 +206,35 @@ class Wire:
 
     def __init__(self, recipe: Recipe, x: Tensor, y: Tensor, parts: list[np.ndarray]):
         self.recipe, self.parts, self.count = recipe, parts, len(parts)
-        self.kept = {k: {m: v[None] for m, v in recipe.memory().items()} for k in range(len(parts))}
         self.x, self.y = [], y
         for rows in parts:
             own = torch.full_like(x, torch.nan)
             own[rows] = x[rows]
             self.x.append(own)
 
-    def run(self, message, ctx):  # type: ignore[no-untyped-def]
-        post = to_bytes(message)
-        back = {k: self.client(post, ctx._replace(rows=np.array([k]))) for k in ctx.rows[::-1]}
-        rows = [from_bytes(back[k]) for k in ctx.rows]
-        return {name: torch.cat([r[name] for r in rows]) for name in rows[0]}
-
-    def client(self, post: bytes, ctx) -> bytes:  # type: ignore[no-untyped-def]
-        k, recipe = int(ctx.rows[0]), self.recipe
-        plan = schedule(
-            {k: self.parts[k]},  # type: ignore[dict-item]
-            ctx.rows,
-            batch=recipe.batch,
-            epochs=recipe.epochs,
-            seed=ctx.seed,
-            round=ctx.round,
+    def memory(self):  # type: ignore[no-untyped-def]
+        return tuple(
+            {k: v.expand(self.count, *v.shape).clone() for k, v in kept.items()}
+            for kept in self.recipe.memory()
         )
-        index, mask, n = plan[0], plan[1].double(), plan[2].double()
-        own = {m: v for m, v in self.kept[k].items() if not m[0].isdigit()}
-        shards = Shards(self.x[k], self.y, index, mask, n)
-        with torch.no_grad():
-            reply, own = recipe.algorithm.client(from_bytes(post), shards, own)
-            delta, stages = recipe.pipeline.encode(reply["delta"], n, self.kept[k], ctx)
-        self.kept[k] = {**own, **stages}
-        return to_bytes({**reply, "delta": delta, "n": n})
+
+    def run(self, message, ctx, memory):  # type: ignore[no-untyped-def]
+        if not len(ctx.answered):
+            return no_reply(self.recipe, message, ctx)
+        post, back = to_bytes(message), {}
+        for k in ctx.answered[::-1]:
+            own = [{m: v[[k]] for m, v in kept.items()} for kept in memory]
+            back[k] = self.client(post, ctx._replace(answered=np.array([k])), own)
+        answers = [back[k] for k in ctx.answered]
+        replies = [from_bytes(post) for post, _ in answers]
+        join = lambda some: {name: torch.cat([r[name] for r in some]) for name in some[0]}
+        return join(replies), tuple(join(own) for own in zip(*(kept for _, kept in answers)))
+
+    def client(self, post, ctx, memory):  # type: ignore[no-untyped-def]
+        k = int(ctx.answered[0])
+        shards = shards_of(self.recipe, self.x[k], self.y, {k: self.parts[k]}, ctx)
+        reply, kept = client_step(self.recipe, from_bytes(post), shards, memory, ctx)
+        return to_bytes(reply), kept
 
 
 def to_bytes(tensors: dict[str, Tensor]) -> bytes:

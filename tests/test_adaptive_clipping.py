@@ -9,9 +9,8 @@ import pytest
 import torch
 from problems import problem
 
-from fedlearn import algorithms, privacy
+from fedlearn import Recipe, Simulated, algorithms, federate, privacy
 from fedlearn.algorithms.base import Algorithm
-from fedlearn.federate import Recipe, Simulated, federate
 from fedlearn.participation import poisson
 from fedlearn.transform import Context
 
@@ -41,7 +40,7 @@ def run(method, pipeline, rounds, q=1.0, **how):
     p = problem()
     recipe = Recipe(method, p.closed_form.theta0, pipeline, seed=how.pop("seed", 0))
     clients = Simulated(recipe, p.x, p.y, p.parts, **how)
-    return list(federate(recipe, clients, rounds=rounds, cohort=poisson(q)))
+    return list(federate(clients, rounds=rounds, cohort=poisson(q)))
 
 
 N, D = len(problem().parts), len(problem().closed_form.theta0)
@@ -105,7 +104,7 @@ def test_both_parts_get_their_noise():
     thetas = torch.stack([problem().closed_form.theta0] + [r.theta for r in got])
     steps = thetas.diff(dim=0) / torch.tensor(seen)[:, None]
     assert steps.std().item() == pytest.approx(z_delta / (q * N), rel=0.02)
-    K = np.array([len(r.cohort) for r in got])[:-1]
+    K = np.array([len(r.answered) for r in got])[:-1]
     assert K.min() < K.max()
     share = 0.5 - np.diff(np.log(seen)) / 0.1  # solved for the noisy share; every bit is 1
     draws = (share - 0.5) * q * N - K / 2
@@ -119,10 +118,11 @@ def test_update_and_bits_together_cost_what_z_costs(z, sigma, q):
     """dp-accounting composes the two releases itself, with the noise that the stages carry."""
     method, pipeline = privacy.adaptive_clip(still(of_norm([1.0])), z, q * N, bit_noise=sigma)
     theta = method.message(method.init(problem().closed_form.theta0))["theta"]
-    shards = Simulated(Recipe(method, theta[:-1], pipeline), problem().x, problem().y,
-                       problem().parts)  # fmt: skip
+    clients = Simulated(Recipe(method, theta[:-1], pipeline), problem().x, problem().y,
+                        problem().parts)  # fmt: skip
     everyone = Context(0, 0, np.arange(N), np.arange(N))
-    row = shards.run({"theta": theta}, everyone)["delta"][0]
+    reply, _ = clients.run({"theta": theta}, everyone, clients.memory())
+    row = reply["delta"][0]
     std = pipeline.on_server[0].std * q * N  # on every number of the sum
     update, bit = row[:-1].norm().item(), abs(row[-1].item())
     parts = [dpa.GaussianDpEvent(std / update), dpa.GaussianDpEvent(std / bit)]
@@ -158,7 +158,7 @@ def test_dp_federate_reads_the_cost_off():
     )
     recipe = Recipe(method, p.closed_form.theta0, pipeline)
     clients = Simulated(recipe, p.x, p.y, p.parts)
-    got = privacy.dp_federate(recipe, clients, rounds=50, q=0.5, delta=1e-3, budget=5.0)
+    got = privacy.dp_federate(clients, rounds=50, q=0.5, delta=1e-3, budget=5.0)
     spent = [r.metrics["epsilon"] for r in got]
     want = privacy.epsilons(2.0, 0.5, len(spent), 1e-3)
     assert spent == pytest.approx(want, abs=1e-6)
@@ -186,7 +186,7 @@ def test_without_a_learning_rate_it_is_a_fixed_clip_with_more_noise(method):
     for one, other in zip(a, b, strict=True):
         assert torch.allclose(one.theta, other.theta, rtol=0, atol=1e-12)
         assert one.sent == other.sent + 8 and one.received == other.received + 8 * bool(
-            len(one.cohort)
+            len(one.answered)
         )
 
 
@@ -196,7 +196,7 @@ def test_a_round_without_a_client_keeps_the_clip_but_for_noise():
         algorithms.fedavg(problem().closed_form, 0.3), 0.0, 0.001, lr=0.5, start=0.3
     )
     got = run(watched(method, seen), pipeline, 3, q=1e-4)
-    assert all(len(r.cohort) == 0 for r in got)
+    assert all(len(r.answered) == 0 for r in got)
     assert seen == [0.3, 0.3, 0.3]
 
 

@@ -175,7 +175,7 @@ def test_rules_run_in_the_loop():
 BAD = {
     "trimmed_mean: trim must be >= 0 and < 1/2": lambda: A.trimmed_mean(0.5),
     "clipped_mean: max_norm must be > 0": lambda: A.clipped_mean(0.0),
-    "multi_krum: f must be an integer >= 0": lambda: A.krum(-1),
+    "krum: f must be an integer >= 0": lambda: A.krum(-1),
     "krum: f=5 attackers need a cohort of at least 13": lambda: A.krum(5).apply(
         updates(), weights()
     ),

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from fedlearn import Recipe, Simulated, algorithms, data, federate, model, partition
 from fedlearn import aggregate as A
-from fedlearn import algorithms, data, model, partition
 from fedlearn.attacks.backdoor import backdoor_rate, boost, hide, poison, stamp
 from fedlearn.attacks.byzantine import Byzantine
-from fedlearn.federate import Recipe, Simulated, federate
 from fedlearn.rng import Use, numpy_rng
 from fedlearn.transform import Context, chain
 
@@ -114,7 +113,7 @@ def run(rule, attackers, factor=1.0, share=0.5, rounds=20, attack=None):
     x, y = poison(DIGITS.x, DIGITS.y, PARTS, attackers, mark, 0, share=share)
     recipe = Recipe(algorithms.fedavg(TASK, lr=0.5), TASK.theta0, chain(rule), epochs=2)
     clients = Byzantine(Simulated(recipe, x, y, PARTS), attackers, attack or boost(factor))
-    *_, last = federate(recipe, clients, rounds=rounds, evaluate=TEST, every=rounds)
+    *_, last = federate(clients, rounds=rounds, evaluate=TEST, every=rounds)
     rate = backdoor_rate(TASK, last.theta, DIGITS.x_test, DIGITS.y_test, mark, 0)
     return last.metrics["accuracy"], rate
 
@@ -176,6 +175,6 @@ def test_it_runs_behind_the_wrapper_in_one_round():
     clients = Simulated(recipe, DIGITS.x, DIGITS.y, PARTS)
     bad = Byzantine(clients, [3], boost(10.0))
     ctx, message = Context(0, 0, S, S), {"theta": TASK.theta0}
-    a, b = clients.run(message, ctx)["delta"], bad.run(message, ctx)["delta"]
+    a, b = (c.run(message, ctx, c.memory())[0]["delta"] for c in (clients, bad))
     torch.testing.assert_close(b[3], 10 * a[3])
     assert torch.equal(b[[k for k in S if k != 3]], a[[k for k in S if k != 3]])

@@ -19,12 +19,12 @@ from problems import (
 )
 from torch import nn
 
-from fedlearn import algorithms, partition
+from fedlearn import Recipe, Simulated, algorithms, federate, partition
 from fedlearn.aggregate import mean
-from fedlearn.data import Shards
-from fedlearn.federate import Recipe, Simulated, federate
+from fedlearn.batches import Shards
+from fedlearn.descend import descend
 from fedlearn.model import from_module, mlp, softmax_regression, squared_error
-from fedlearn.optim import descend, sgd
+from fedlearn.optim import sgd
 from fedlearn.rng import Use, numpy_rng
 from fedlearn.transform import Reduce, chain, clip, noise
 
@@ -45,7 +45,7 @@ def test_closed_form_is_stacked_is_sequential_is_the_wire(method):
 
     recipe = Recipe(make(p.closed_form), p.closed_form.theta0, batch=16, epochs=2, seed=3)
     wire = Wire(recipe, p.x, p.y, p.parts)
-    thetas["wire"] = list(federate(recipe, wire, rounds=4, cohort=5))[-1].theta
+    thetas["wire"] = list(federate(wire, rounds=4, cohort=5))[-1].theta
 
     assert (thetas["closed form"] - p.closed_form.theta0).norm() > 0.05  # there was something to do
     for name in thetas:
@@ -59,7 +59,7 @@ def test_the_wire_is_the_simulation_with_stages_in_between(method):
     algorithm = METHODS[method](p.closed_form)
     here = run(algorithm, p.closed_form.theta0, p, pipeline=pipeline)[-1].theta
     recipe = Recipe(algorithm, p.closed_form.theta0, pipeline, batch=16, epochs=2, seed=3)
-    there = list(federate(recipe, Wire(recipe, p.x, p.y, p.parts), rounds=4, cohort=5))[-1].theta
+    there = list(federate(Wire(recipe, p.x, p.y, p.parts), rounds=4, cohort=5))[-1].theta
     close(here, there)
     plain = run(algorithm, p.closed_form.theta0, p)[-1].theta
     assert (here - plain).norm() > 1e-2  # the stages did something
@@ -189,7 +189,7 @@ def test_squared_error_is_least_squares():
     task = from_module(nn.Linear(2, 1).double(), squared_error)
     recipe = Recipe(algorithms.fedsgd(task, 0.5), task.theta0, batch=None)
     parts = partition.quantity(y.numpy(), 6, numpy_rng(0), alpha=0.5)
-    *_, last = federate(recipe, Simulated(recipe, x, y, parts), rounds=200)
+    *_, last = federate(Simulated(recipe, x, y, parts), rounds=200)
     A = np.concatenate([x.numpy(), np.ones((60, 1))], 1)
     close(last.theta, torch.from_numpy(np.linalg.lstsq(A, y.numpy(), rcond=None)[0]))
 
@@ -223,9 +223,9 @@ def test_the_same_in_single_precision():
 def test_a_round_reports_what_happened():
     p = problem()
     for t, r in enumerate(run(METHODS["fedavg"](p.closed_form), p.closed_form.theta0, p)):
-        sizes = np.array([len(p.parts[k]) for k in r.cohort], dtype=float)
+        sizes = np.array([len(p.parts[k]) for k in r.answered], dtype=float)
         d = p.closed_form.theta0.numel()
-        assert (r.t, len(set(r.cohort)), r.deltas.shape) == (t, 5, (5, d))
+        assert (r.t, len(set(r.answered)), r.deltas.shape) == (t, 5, (5, d))
         close(r.p, torch.from_numpy(sizes / sizes.sum()))
         assert (r.sent, r.received) == (8 * d, 8 * d)  # float64
         assert r.metrics == {}
@@ -244,7 +244,7 @@ def test_the_loss_of_a_round_is_the_weighted_mean_over_clients():
     """One full-batch step: every client's loss is that of its data at the broadcast theta."""
     p = problem()
     r = run(METHODS["fedavg"](p.closed_form), p.closed_form.theta0, p, batch=None, epochs=1)[0]
-    rows = np.concatenate([p.parts[k] for k in r.cohort])
+    rows = np.concatenate([p.parts[k] for k in r.answered])
     assert r.loss == pytest.approx(nn.functional.cross_entropy(p.net(p.x[rows]), p.y[rows]).item())
 
 
@@ -337,7 +337,7 @@ def fixed_point(algorithm, problem, *, epochs, batch=None, pipeline=None):
     pipeline = pipeline or chain(mean())
     recipe = Recipe(algorithm(task), task.theta0 + 3.0, pipeline, batch=batch, epochs=epochs)
     before = np.inf
-    for r in federate(recipe, Simulated(recipe, x, y, parts), rounds=1000):
+    for r in federate(Simulated(recipe, x, y, parts), rounds=1000):
         if abs(r.theta.item() - before) < 1e-15:
             return before
         before = r.theta.item()

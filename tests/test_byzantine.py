@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import Wire, problem
 
+from fedlearn import Recipe, Simulated, algorithms, data, federate, model, partition
 from fedlearn import aggregate as A
-from fedlearn import algorithms, data, model, partition
 from fedlearn.attacks.byzantine import (
     Byzantine,
     gaussian,
@@ -22,7 +22,7 @@ from fedlearn.attacks.byzantine import (
     sign_flip,
     z_max,
 )
-from fedlearn.federate import Recipe, Simulated, federate
+from fedlearn.participation import sample
 from fedlearn.rng import Use, numpy_rng
 from fedlearn.transform import Context, chain, clip
 
@@ -59,7 +59,7 @@ def test_inner_product_and_what_it_makes_of_the_mean(f, epsilon):
 
 
 def test_gaussian_has_its_deviation_and_no_mean():
-    ctx = CTX._replace(rows=np.arange(50))
+    ctx = CTX._replace(answered=np.arange(50))
     sent = gaussian(0.3)(rows(3, 2000), torch.zeros(50, 2000, dtype=torch.float64), ctx)
     assert sent.std().item() == pytest.approx(0.3, rel=0.01)
     assert abs(sent.mean().item()) < 0.004
@@ -70,10 +70,10 @@ def test_gaussian_is_a_function_of_seed_round_and_client():
     own = torch.zeros(2, 5, dtype=torch.float64)
     a = gaussian(2.0)(rows(1), own, CTX)
     for k, row in zip((1, 4), a, strict=True):
-        alone = gaussian(2.0)(rows(4), own[:1], CTX._replace(rows=np.array([k])))
+        alone = gaussian(2.0)(rows(4), own[:1], CTX._replace(answered=np.array([k])))
         close(alone[0], row)
         close(row, 2 * torch.from_numpy(numpy_rng(3, Use.ATTACK, 5, k).standard_normal(5)))
-    turned = gaussian(2.0)(rows(1), own, CTX._replace(rows=np.array([4, 1])))
+    turned = gaussian(2.0)(rows(1), own, CTX._replace(answered=np.array([4, 1])))
     close(turned.flip(0), a)
     for other in (CTX._replace(round=6), CTX._replace(seed=4)):
         assert not torch.equal(gaussian(2.0)(rows(1), own, other), a)
@@ -142,15 +142,17 @@ def made(attack, attackers, *, rule=None, place=Simulated, stages=(), method=Non
     return recipe, Byzantine(place(recipe, p.x, p.y, p.parts, **more), attackers, attack)
 
 
-def message(recipe):
-    return recipe.algorithm.message(recipe.algorithm.init(recipe.theta))
+def ran(clients, ctx):
+    """What comes back in one round of a new run."""
+    method, theta = clients.recipe.algorithm, clients.recipe.theta
+    return clients.run(method.message(method.init(theta)), ctx, clients.memory())[0]
 
 
 def test_only_the_attackers_rows_change():
-    recipe, bad = made(sign_flip(4.0), [6, 2])
+    _, bad = made(sign_flip(4.0), [6, 2])
     S = np.array([0, 2, 3, 6])
     ctx = Context(3, 1, S, S)
-    before, after = bad.clients.run(message(recipe), ctx), bad.run(message(recipe), ctx)
+    before, after = ran(bad.clients, ctx), ran(bad, ctx)
     factor = torch.tensor([1.0, -4.0, 1.0, -4.0], dtype=torch.float64)
     close(after["delta"], factor[:, None] * before["delta"])
     assert set(after) == set(before)
@@ -160,12 +162,12 @@ def test_only_the_attackers_rows_change():
 
 def test_what_the_clients_answered_is_left_alone():
     """Who keeps a reply, for a plot or a second wrapper, keeps what was sent."""
-    recipe, bad = made(sign_flip(4.0), [2])
+    _, bad = made(sign_flip(4.0), [2])
     ctx = Context(3, 1, np.arange(8), np.arange(8))
-    kept = bad.clients.run(message(recipe), ctx)
-    bad.clients.run = lambda message, ctx: kept
+    kept = ran(bad.clients, ctx)
+    bad.clients.run = lambda message, ctx, memory: (kept, memory)
     before = kept["delta"].clone()
-    assert not torch.equal(bad.run(message(recipe), ctx)["delta"], before)
+    assert not torch.equal(ran(bad, ctx)["delta"], before)
     assert torch.equal(kept["delta"], before)
 
 
@@ -176,29 +178,28 @@ def test_the_attack_sees_the_honest_rows_its_own_and_its_numbers():
         seen.append((honest, own, ctx))
         return own
 
-    recipe, bad = made(spy, [1, 5, 7])
+    _, bad = made(spy, [1, 5, 7])
     S = np.array([0, 1, 4, 5])
     ctx = Context(3, 2, np.arange(6), S, work=np.array([1.0, 0.4, 1.0, 0.7]))
-    bad.run(message(recipe), ctx)
+    ran(bad, ctx)
     honest, own, theirs = seen[0]
-    everybody = bad.clients.run(message(recipe), ctx)["delta"]
+    everybody = ran(bad.clients, ctx)["delta"]
     close(honest, everybody[[0, 2]])
     close(own, everybody[[1, 3]])
-    assert theirs.rows.tolist() == [1, 5] and theirs.work.tolist() == [0.4, 0.7]
-    assert theirs.round == 2 and theirs.cohort.tolist() == list(range(6))
+    assert theirs.answered.tolist() == [1, 5] and theirs.work.tolist() == [0.4, 0.7]
+    assert theirs.round == 2 and theirs.called.tolist() == list(range(6))
 
 
 def test_a_cohort_without_an_attacker_and_one_of_attackers_alone():
-    recipe, bad = made(inner_product(2.0), [0, 1])
+    _, bad = made(inner_product(2.0), [0, 1])
     there, alone = np.array([3, 5]), np.array([0, 1])
     for S in (there, alone):
         ctx = Context(3, 0, S, S)
-        before = bad.clients.run(message(recipe), ctx)["delta"]
-        after = bad.run(message(recipe), ctx)["delta"]
+        before, after = ran(bad.clients, ctx)["delta"], ran(bad, ctx)["delta"]
         want = before if S is there else (-2.0 * before.mean(0)).expand(2, -1)  # their own to see
         close(after, want)
     nobody = np.array([], dtype=int)
-    assert bad.run(message(recipe), Context(3, 0, nobody, nobody))["delta"].shape[0] == 0
+    assert ran(bad, Context(3, 0, nobody, nobody))["delta"].shape[0] == 0
 
 
 ATTACKS = [sign_flip(2.0), gaussian(0.1), little_is_enough(), inner_product(0.5)]
@@ -208,8 +209,8 @@ ATTACKS = [sign_flip(2.0), gaussian(0.1), little_is_enough(), inner_product(0.5)
 def test_partial_cohorts_run_and_the_chunk_is_no_matter(attack):
     ends = []
     for chunk in (1, 3, 8):
-        recipe, bad = made(attack, [0, 3, 4, 7], chunk=chunk)
-        *_, last = federate(recipe, bad, rounds=8, cohort=3)
+        _, bad = made(attack, [0, 3, 4, 7], chunk=chunk)
+        *_, last = federate(bad, rounds=8, cohort=3)
         ends.append(last.theta)
     for other in ends[1:]:
         torch.testing.assert_close(other, ends[0], atol=1e-9, rtol=1e-9)
@@ -218,46 +219,45 @@ def test_partial_cohorts_run_and_the_chunk_is_no_matter(attack):
 def test_it_wraps_any_clients():
     ends = []
     for place in (Simulated, Wire):
-        recipe, bad = made(gaussian(0.1), [2], place=place)
-        *_, last = federate(recipe, bad, rounds=3, cohort=5)
+        _, bad = made(gaussian(0.1), [2], place=place)
+        *_, last = federate(bad, rounds=3, cohort=5)
         ends.append(last.theta)
     torch.testing.assert_close(*ends, atol=1e-9, rtol=1e-9)
 
 
 def test_one_kind_of_attackers_round_another():
-    recipe, bad = made(sign_flip(2.0), [0])
+    _, bad = made(sign_flip(2.0), [0])
     both = Byzantine(bad, [1], inner_product(1.0))
     S = np.array([0, 1, 2])
     ctx = Context(3, 0, S, S)
-    plain, got = (
-        bad.clients.run(message(recipe), ctx)["delta"],
-        both.run(message(recipe), ctx)["delta"],
-    )
+    plain, got = ran(bad.clients, ctx)["delta"], ran(both, ctx)["delta"]
     close(got[0], -2 * plain[0])
     close(got[1], -(-2 * plain[0] + plain[2]) / 2)  # sees the flipped one as honest
     close(got[2], plain[2])
 
 
 def test_a_clip_on_the_client_binds_the_obedient_alone():
-    recipe, bad = made(sign_flip(50.0), [0], stages=[clip(0.01)])
+    _, bad = made(sign_flip(50.0), [0], stages=[clip(0.01)])
     S = np.arange(8)
-    norms = bad.run(message(recipe), Context(3, 0, S, S))["delta"].norm(dim=1)
+    norms = ran(bad, Context(3, 0, S, S))["delta"].norm(dim=1)
     assert norms[0] > 0.4 and (norms[1:] <= 0.01 + 1e-9).all()
 
 
 def test_a_methods_second_vector_stays_as_trained():
     p = problem()
-    recipe, bad = made(
+    _, bad = made(
         sign_flip(2.0), [0], method=algorithms.scaffold(p.closed_form, lr=0.2, n_total=240)
     )
-    rounds = list(federate(recipe, bad, rounds=2))
+    rounds = list(federate(bad, rounds=2))
     assert len(rounds) == 2 and rounds[-1].theta.isfinite().all()
 
 
-def test_federate_compares_the_recipes():
-    recipe, bad = made(sign_flip(), [0])
-    with pytest.raises(ValueError, match="another recipe"):
-        federate(Recipe(recipe.algorithm, recipe.theta, recipe.pipeline, seed=9), bad, rounds=1)
+def test_a_run_goes_by_the_recipe_of_the_clients_that_are_wrapped():
+    recipe, bad = made(sign_flip(), [])
+    assert bad.recipe is bad.clients.recipe is recipe
+    for r, s in zip(*(federate(c, rounds=3, cohort=5) for c in (bad, bad.clients)), strict=True):
+        assert np.array_equal(r.answered, sample(8, 5, recipe.seed, r.t))
+        assert torch.equal(r.theta, s.theta) and torch.equal(r.deltas, s.deltas)
 
 
 # -- in a run: who falls, and when ----------------------------------------------------------------
@@ -271,7 +271,7 @@ def accuracy(rule, f, attack, rounds=25, N=11):
     parts = partition.iid(DIGITS.y.numpy(), N, numpy_rng(0, Use.PARTITION))
     recipe = Recipe(algorithms.fedavg(TASK, lr=0.5), TASK.theta0, chain(rule), epochs=2)
     clients = Byzantine(Simulated(recipe, DIGITS.x, DIGITS.y, parts), range(f), attack)
-    *_, last = federate(recipe, clients, rounds=rounds, evaluate=TEST, every=rounds)
+    *_, last = federate(clients, rounds=rounds, evaluate=TEST, every=rounds)
     return last.metrics["accuracy"]
 
 
@@ -314,7 +314,7 @@ BAD = {
         Y, [np.arange(3)], [0], 9
     ),
     r"Byzantine: the attack must return a row for each of its 2 clients": lambda: next(
-        federate(*made(lambda honest, own, ctx: own[0], [0, 1]), rounds=1)
+        federate(made(lambda honest, own, ctx: own[0], [0, 1])[1], rounds=1)
     ),
 }  # fmt: skip
 

@@ -17,8 +17,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlearn import data
-from fedlearn.data import Shards, load, schedule
+from fedlearn import batches, data
+from fedlearn.batches import Shards, schedule
+from fedlearn.data import load
 from fedlearn.rng import Use, hashed, numpy_rng
 
 # -- in the wheel ---------------------------------------------------------------------------------
@@ -336,7 +337,7 @@ def test_every_order_is_as_likely_as_any_other():
 
 def test_batches_are_the_rows_that_the_plan_names(monkeypatch):
     """Also when the round is gathered in several blocks."""
-    monkeypatch.setattr(data, "_GATHER", 40)
+    monkeypatch.setattr(batches, "_GATHER", 40)
     x, y = torch.arange(60.0).reshape(20, 3), torch.arange(20)
     parts = [np.arange(0, 9), np.arange(9, 20)]
     plan = schedule(parts, np.arange(2), batch=4, epochs=2, seed=0, round=0)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from problems import METHODS, autograd, problem, run
 
+from fedlearn import Recipe, Simulated, centralised, federate
 from fedlearn.aggregate import mean
-from fedlearn.federate import Recipe, Simulated, centralised, federate
 from fedlearn.model import evaluator
 from fedlearn.transform import chain, clip, noise
 
@@ -43,7 +43,7 @@ def test_data_may_be_there_already():
     task = p.closed_form
     recipe = Recipe(METHODS["fedavg"](task), task.theta0)
     clients = Simulated(recipe, p.x.cuda(), p.y.cuda(), p.parts, device="cuda")
-    r = next(federate(recipe, clients, rounds=1))
+    r = next(federate(clients, rounds=1))
     assert r.theta.is_cuda and clients.x.is_cuda
 
 
@@ -51,6 +51,6 @@ def test_the_reference_runs_there_too():
     p = problem()
     task = p.closed_form
     recipe = Recipe(METHODS["fedavg"](task), task.theta0)
-    pooled, everything = centralised(recipe, p.x, p.y, n_clients=8, device="cuda")
-    r = next(federate(pooled, everything, rounds=1, cohort=1))
+    pooled = centralised(recipe, p.x, p.y, n_clients=8, device="cuda")
+    r = next(federate(pooled, rounds=1, cohort=1))
     assert r.theta.is_cuda and np.isfinite(r.loss)

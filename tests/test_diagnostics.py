@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedlearn import algorithms, model
+from fedlearn import Recipe, Simulated, algorithms, federate, model
 from fedlearn.diagnostics import (
     client_gradients,
     client_metrics,
@@ -20,7 +20,6 @@ from fedlearn.diagnostics import (
     quadratics,
     weight_divergence,
 )
-from fedlearn.federate import Recipe, Simulated, federate
 
 
 def held(labels_each: int, classes: int = 10) -> np.ndarray:
@@ -144,7 +143,7 @@ def test_the_closed_form_is_the_federated_loop(d, K, E):
     q = quadratics.random(K, d, np.random.default_rng(d))
     task, x, y, parts = q.task()
     recipe = Recipe(algorithms.fedavg(task, lr=0.1), task.theta0, batch=1, epochs=E)
-    run = [r.theta.numpy() for r in federate(recipe, Simulated(recipe, x, y, parts), rounds=6)]
+    run = [r.theta.numpy() for r in federate(Simulated(recipe, x, y, parts), rounds=6)]
     np.testing.assert_allclose(run, q.fedavg(np.zeros(d), 0.1, E, 6)[1:], atol=1e-9)
 
 

@@ -8,9 +8,9 @@ import torch
 from flwr.app import Context, RecordDict
 from problems import METHODS, problem, run
 
+from fedlearn import Recipe, Simulated, federate
 from fedlearn.aggregate import mean
 from fedlearn.algorithms import fedavg
-from fedlearn.federate import Recipe, Simulated, federate
 from fedlearn.flower import GridClients, client_app
 from fedlearn.participation import poisson
 from fedlearn.privacy import adaptive_clip, private_mean
@@ -60,7 +60,7 @@ def over_flower(p, algorithm, theta, pipeline, cohort=5):
 
     grid = Loopback(client_app(load), len(p.parts))
     clients = GridClients(recipe, grid, {k: 100 + k for k in range(len(p.parts))})
-    return grid, federate(recipe, clients, rounds=4, cohort=cohort)
+    return grid, federate(clients, rounds=4, cohort=cohort)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -72,7 +72,7 @@ def test_flower_gives_the_same_run(method):
         _, there = over_flower(p, algorithm, theta, pipeline)
         for a, b in zip(here, there, strict=True):
             torch.testing.assert_close(a.theta, b.theta, atol=1e-11, rtol=1e-10)
-            assert np.array_equal(a.cohort, b.cohort)
+            assert np.array_equal(a.answered, b.answered)
             assert (a.sent, a.received) == (b.sent, b.received)
 
 
@@ -95,10 +95,10 @@ def test_private_rounds_over_flower_the_empty_ones_too(adaptive):
         method, private = adaptive_clip(method, 1.0, 0.8, bit_noise=1.0)
     recipe = Recipe(method, p.closed_form.theta0, private, batch=16, epochs=2, seed=3)
     here = Simulated(recipe, p.x, p.y, p.parts)
-    plain = [r.theta for r in federate(recipe, here, rounds=4, cohort=poisson(0.1))]
+    plain = [r.theta for r in federate(here, rounds=4, cohort=poisson(0.1))]
     _, rounds = over_flower(p, method, p.closed_form.theta0, private, cohort=poisson(0.1))
     sizes = []
     for r, theta in zip(rounds, plain, strict=True):
-        sizes.append(len(r.cohort))
+        sizes.append(len(r.answered))
         torch.testing.assert_close(r.theta, theta, atol=1e-12, rtol=0)
     assert min(sizes) == 0 < max(sizes), "choose q so that some rounds are empty"

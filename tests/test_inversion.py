@@ -13,9 +13,9 @@ from torch import nn
 
 from fedlearn import attacks, data
 from fedlearn.attacks import best, dlg, gradient, idlg, invert_cosine, match, update
-from fedlearn.data import Shards
+from fedlearn.batches import Shards
+from fedlearn.descend import descend
 from fedlearn.model import from_module, mlp, softmax_regression
-from fedlearn.optim import descend
 
 DIGITS = data.load("digits")
 

@@ -11,12 +11,12 @@ import torch
 from problems import METHODS, problem, quadratics, run, vector
 from torch import nn
 
-from fedlearn import algorithms, optim
+from fedlearn import Recipe, Simulated, algorithms, federate, optim
 from fedlearn.algorithms.fednova import accumulated
-from fedlearn.data import Shards, schedule
+from fedlearn.batches import Shards, schedule
+from fedlearn.descend import descend
 from fedlearn.diagnostics import quadratics as Q
-from fedlearn.federate import Recipe, Simulated, federate, sample
-from fedlearn.participation import uniform
+from fedlearn.participation import sample, uniform
 
 close = lambda a, b: torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-10)  # float64
 HOW = {"rounds": 4, "cohort": 5, "batch": 16, "epochs": 2, "seed": 3}
@@ -104,7 +104,7 @@ def test_descend_is_torch_optim_on_the_corrected_objective(how):
     assert len({int(m.any(-1).sum()) for m in mask}) > 2
     kw = dict(LOCAL[how])
     lr = kw.pop("lr")
-    theta_k, _, _ = optim.descend(p.closed_form, theta, shards, lr, **kw)
+    theta_k, _, _ = descend(p.closed_form, theta, shards, lr, **kw)
     for k in S:
         close(theta_k[k] - theta, plain_client(p, k, 1, lr=lr, **kw))
 
@@ -116,9 +116,9 @@ def test_a_shift_is_added_to_every_gradient():
     shift = torch.randn(8, len(theta), generator=g, dtype=torch.float64) / 10
     index, mask, n = schedule(p.parts, np.arange(8), batch=16, epochs=2, seed=3, round=0)
     shards = Shards(p.x, p.y, index, mask.double(), n.double())
-    got, _, _ = optim.descend(p.closed_form, theta, shards, 0.3, mu=0.2, shift=shift)
+    got, _, _ = descend(p.closed_form, theta, shards, 0.3, mu=0.2, shift=shift)
     slow = p.closed_form._replace(step=None)  # the other way through the code
-    close(got, optim.descend(slow, theta, shards, 0.3, mu=0.2, shift=shift)[0])
+    close(got, descend(slow, theta, shards, 0.3, mu=0.2, shift=shift)[0])
     by_hand = theta.clone()  # client 2 alone
     for x, y, m in Shards(p.x, p.y, index[2:3], mask[2:3].double(), n[2:3].double()).batches():
         if m.any():
@@ -138,7 +138,7 @@ def test_a_schedule_changes_the_rate_of_its_round():
         S = sample(8, 5, 3, t)
         index, mask, n = schedule(p.parts, S, batch=16, epochs=2, seed=3, round=t)
         shards = Shards(p.x, p.y, index, mask.double(), n.double())
-        theta_k, _, _ = optim.descend(task, theta, shards, lr)
+        theta_k, _, _ = descend(task, theta, shards, lr)
         theta = (n.double() / n.sum()) @ theta_k
     close(got[-1].theta, theta)
     assert got[0].sent == got[0].received + 8  # theta, and one number
@@ -241,7 +241,7 @@ def rests_at(algorithm, problem, *, epochs, rounds=4000):
     task, x, y, parts = problem
     recipe = Recipe(algorithm(task), task.theta0 + 3.0, batch=None, epochs=epochs)
     before = recipe.theta
-    for r in federate(recipe, Simulated(recipe, x, y, parts), rounds=rounds):
+    for r in federate(Simulated(recipe, x, y, parts), rounds=rounds):
         if (r.theta - before).abs().max() < 1e-14:
             return before
         before = r.theta
@@ -291,7 +291,7 @@ def test_fednova_with_unequal_steps(lr, expected):
     task, x, y, parts = quadratics([1.0, 1.0], [0.0, 1.0], [1, 9])
     method = algorithms.fednova(task, lr)
     recipe = Recipe(method, task.theta0 + 0.5, batch=1, epochs=1, equal=True)
-    *_, last = federate(recipe, Simulated(recipe, x, y, parts), rounds=int(2 / lr) + 300)
+    *_, last = federate(Simulated(recipe, x, y, parts), rounds=int(2 / lr) + 300)
     assert last.theta.item() == pytest.approx(expected, abs=6e-7)
 
 
@@ -313,7 +313,7 @@ def test_fednova_with_momentum_is_consistent_for_small_steps():
     for lr in (0.02, 0.005):
         method = algorithms.fednova(task, lr, beta=0.5)
         recipe = Recipe(method, task.theta0 + 0.5, batch=1, equal=True)
-        *_, last = federate(recipe, Simulated(recipe, x, y, parts), rounds=int(4 / lr))
+        *_, last = federate(Simulated(recipe, x, y, parts), rounds=int(4 / lr))
         off.append(abs(last.theta.item() - 0.5))
     assert off[1] < 0.3 * off[0] < 0.02
 
@@ -346,7 +346,7 @@ def test_corrected_methods_reach_the_optimum_in_five_dimensions(name, cohort):
     """Unequal sizes; everybody, or three of eight a round. FedAvg stops at its closed form."""
     q, (task, x, y, parts) = random_quadratics(SIZES)
     recipe = Recipe(CORRECTED[name](task, sum(SIZES)), task.theta0, batch=None, epochs=10)
-    *_, last = federate(recipe, Simulated(recipe, x, y, parts), rounds=1500, cohort=cohort)
+    *_, last = federate(Simulated(recipe, x, y, parts), rounds=1500, cohort=cohort)
     assert np.abs(last.theta.numpy() - q.optimum()).max() < 1e-5
 
 
@@ -363,7 +363,7 @@ def test_scaffold_with_option_1_and_one_step_is_gradient_tracking():
     q, (task, x, y, parts) = random_quadratics([1] * 8)
     recipe = Recipe(algorithms.scaffold(task, 0.1, 8, option=1), task.theta0, batch=None)
     theta = np.zeros(5)
-    for r in federate(recipe, Simulated(recipe, x, y, parts), rounds=20):
+    for r in federate(Simulated(recipe, x, y, parts), rounds=20):
         theta = theta - 0.1 * np.einsum("kij,kj->i", q.A, theta - q.b) / 8
         assert np.abs(r.theta.numpy() - theta).max() < 1e-12
 
@@ -376,9 +376,9 @@ def test_feddyn_is_the_papers_algorithm():
     recipe = Recipe(
         algorithms.feddyn(task, 0.1, alpha, n_total=8), task.theta0, batch=None, epochs=400
     )
-    for r in federate(recipe, Simulated(recipe, x, y, parts), rounds=12, cohort=4):
+    for r in federate(Simulated(recipe, x, y, parts), rounds=12, cohort=4):
         arrived = {}
-        for k in r.cohort:
+        for k in r.answered:
             # argmin L_k(w) - <grad_k, w> + alpha/2 |w - theta|^2
             right = q.A[k] @ q.b[k] + grads[k] + alpha * theta
             arrived[k] = np.linalg.solve(q.A[k] + alpha * eye, right)
@@ -401,8 +401,9 @@ def test_scaffolds_c_is_the_weighted_mean_of_all_clients_variates():
     recipe = Recipe(method._replace(server=server), p.closed_form.theta0, batch=16)
     clients = Simulated(recipe, p.x, p.y, p.parts)
     sizes = torch.tensor([len(rows) for rows in p.parts], dtype=torch.float64)
-    for _ in federate(recipe, clients, rounds=6, cohort=uniform(5)):
-        close(states[-1]["c"], (sizes / 240) @ clients.memory["c_k"])
+    run_ = federate(clients, rounds=6, cohort=uniform(5))
+    for _ in run_:
+        close(states[-1]["c"], (sizes / 240) @ run_.memory[0]["c_k"])
 
 
 def test_fednovas_round_by_hand():
@@ -411,7 +412,7 @@ def test_fednovas_round_by_hand():
     task = p.closed_form
     (plain,) = run(algorithms.fedavg(task, 0.3), task.theta0, p, rounds=1)
     (nova,) = run(algorithms.fednova(task, 0.3, server_lr=0.7), task.theta0, p, rounds=1)
-    _, mask, _ = schedule(p.parts, plain.cohort, batch=16, epochs=2, seed=3, round=0)
+    _, mask, _ = schedule(p.parts, plain.answered, batch=16, epochs=2, seed=3, round=0)
     tau = mask.any(-1).sum(-1).double()
     assert len(set(tau.tolist())) > 2
     per_step = sum(w * d / t for w, d, t in zip(plain.p, plain.deltas, tau, strict=True))
@@ -426,7 +427,8 @@ def test_scaffolds_variate_is_the_mean_gradient_of_the_steps_really_taken(option
     method = algorithms.scaffold(task, 0.2, n_total=240, option=option)
     recipe = Recipe(method, theta, batch=16, epochs=2)
     clients = Simulated(recipe, p.x, p.y, p.parts)
-    next(federate(recipe, clients, rounds=1))
+    one = federate(clients, rounds=1)
+    next(one)
     index, mask, _ = schedule(p.parts, np.arange(8), batch=16, epochs=2, seed=0, round=0)
     for k in range(8):
         w, met = theta, []
@@ -437,7 +439,7 @@ def test_scaffolds_variate_is_the_mean_gradient_of_the_steps_really_taken(option
                 met.append((g, real.sum() if option == 1 else 1.0))  # 1: every example alike
                 w = w - 0.2 * g
         mean = sum(g * m for g, m in met) / sum(m for _, m in met)
-        close(clients.memory["c_k"][k], mean)
+        close(one.memory[0]["c_k"][k], mean)
 
 
 # -- what is refused ------------------------------------------------------------------------------

@@ -101,8 +101,8 @@ def test_stored_clean(path):
     code = [c for c in nb.cells if c.cell_type == "code"]
     assert [c.execution_count for c in code] == list(range(1, len(code) + 1)), "not run in order"
     assert complaints(nb) == []
-    assert "widget-view" not in text and "widgets" not in nb.metadata, "run panels.freeze over it"
-    assert not any("execution" in c.metadata for c in code), "timings stored: run panels.freeze"
+    assert "widget-view" not in text and "widgets" not in nb.metadata, "run tools/freeze.py over it"
+    assert not any("execution" in c.metadata for c in code), "timings stored: run tools/freeze.py"
     assert len(text) < 1_000_000, f"{len(text)} bytes: store smaller pictures"
     machine = re.search(r"/(?:home|Users|root|tmp|work)/[\w.]+", words(nb))
     assert not machine, f"a machine's path: {machine}"

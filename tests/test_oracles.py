@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedlearn import algorithms
-from fedlearn.federate import Recipe, Simulated, collect, federate, nbytes
+from fedlearn import Recipe, Simulated, algorithms, collect, federate
+from fedlearn.algorithms.base import nbytes
 from fedlearn.model import from_module, mlp, softmax_regression
 
 
@@ -53,7 +53,7 @@ def test_mcmahans_cnn_takes_a_step():
     x, y = torch.rand(6, 784), torch.arange(6)
     recipe = Recipe(algorithms.fedavg(task, lr=0.1), task.theta0, batch=None)
     parts = [np.arange(4), np.arange(4, 6)]
-    r = next(federate(recipe, Simulated(recipe, x, y, parts), rounds=1))
+    r = next(federate(Simulated(recipe, x, y, parts), rounds=1))
     assert (r.sent, r.received) == (4 * 1_663_370, 4 * 1_663_370)
     want = 0
     for rows in parts:
@@ -70,7 +70,7 @@ def test_bytes_of_a_round():
     recipe = Recipe(algorithms.fedavg(task, lr=0.1), task.theta0)
     x, y = torch.rand(30, 784), torch.arange(30) % 10
     clients = Simulated(recipe, x, y, np.split(np.arange(30), 10))
-    rounds = list(federate(recipe, clients, rounds=3, cohort=4))
+    rounds = list(federate(clients, rounds=3, cohort=4))
     assert {(r.sent, r.received) for r in rounds} == {(31_400, 31_400)}
     assert collect(rounds)["bytes"].tolist() == [251_200, 502_400, 753_600]  # 4 x 62,800 a round
 
@@ -100,5 +100,5 @@ def test_softmax_regression_on_digits_learns():
     recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0, epochs=5)
     clients = Simulated(recipe, digits.x, digits.y, parts)
     test = evaluator(task, digits.x_test, digits.y_test)
-    *_, last = federate(recipe, clients, rounds=10, cohort=10, evaluate=test)
+    *_, last = federate(clients, rounds=10, cohort=10, evaluate=test)
     assert last.metrics["accuracy"] > 0.9

@@ -9,12 +9,11 @@ import pytest
 import torch
 from problems import problem, quadratics
 
-from fedlearn import algorithms
+from fedlearn import Recipe, Simulated, algorithms, collect, federate
 from fedlearn.asynchronous import asynchronous, polynomial
-from fedlearn.data import Shards, schedule
-from fedlearn.federate import Recipe, Simulated, collect, federate
+from fedlearn.batches import Shards, schedule
+from fedlearn.descend import descend
 from fedlearn.fleet import Fleet, fleet
-from fedlearn.optim import descend
 from fedlearn.participation import (
     available,
     dropouts,
@@ -48,17 +47,17 @@ def test_a_call_is_a_function_of_seed_and_round(name):
     call, seen = CALLS[name], set()
     for t in range(30):
         a, b = call(10, 1, t), call(10, 1, t)
-        assert np.array_equal(a.cohort, b.cohort) and np.array_equal(a.rows, b.rows)
+        assert np.array_equal(a.called, b.called) and np.array_equal(a.answered, b.answered)
         assert (a.seed, a.round) == (1, t)
-        assert set(a.rows) <= set(a.cohort) <= set(range(10))
-        assert list(a.rows) == sorted(a.rows)
+        assert set(a.answered) <= set(a.called) <= set(range(10))
+        assert list(a.answered) == sorted(a.answered)
         assert a.work is None or (
-            len(a.work) == len(a.rows) and ((0 < a.work) & (a.work <= 1)).all()
+            len(a.work) == len(a.answered) and ((0 < a.work) & (a.work <= 1)).all()
         )
-        seen.add((tuple(a.rows), None if a.work is None else tuple(a.work)))
+        seen.add((tuple(a.answered), None if a.work is None else tuple(a.work)))
     assert len(seen) > 20
     assert any(
-        not np.array_equal(call(10, 1, t).rows, call(10, 2, t).rows)
+        not np.array_equal(call(10, 1, t).answered, call(10, 2, t).answered)
         or not np.array_equal(call(10, 1, t).work, call(10, 2, t).work)
         for t in range(5)
     )
@@ -68,18 +67,18 @@ def test_federates_number_is_uniform():
     p = problem()
     recipe = Recipe(algorithms.fedavg(p.closed_form, 0.3), p.closed_form.theta0, batch=16)
     clients = Simulated(recipe, p.x, p.y, p.parts)
-    a = list(federate(recipe, clients, rounds=3, cohort=5))
-    b = list(federate(recipe, clients, rounds=3, cohort=uniform(5)))
+    a = list(federate(clients, rounds=3, cohort=5))
+    b = list(federate(clients, rounds=3, cohort=uniform(5)))
     for r, s in zip(a, b, strict=True):
-        assert np.array_equal(r.cohort, s.cohort) and torch.equal(r.theta, s.theta)
-    assert np.array_equal(a[2].cohort, sample(8, 5, 0, 2))
+        assert np.array_equal(r.answered, s.answered) and torch.equal(r.theta, s.theta)
+    assert np.array_equal(a[2].answered, sample(8, 5, 0, 2))
 
 
 def counted(call, n=10, rounds=4000) -> np.ndarray:
     """How often each client answers, per round."""
     out = np.zeros(n)
     for t in range(rounds):
-        np.add.at(out, call(n, 0, t).rows, 1)
+        np.add.at(out, call(n, 0, t).answered, 1)
     return out / rounds
 
 
@@ -92,7 +91,7 @@ def test_weights_rates_and_chances_come_out():
     assert np.abs(counted(available(10, lambda t: chance)) - chance).max() < 0.035
     assert np.abs(counted(dropouts(uniform(), chance)) - (1 - chance)).max() < 0.035
     assert np.abs(counted(stragglers(uniform(), chance, drop=True)) - (1 - chance)).max() < 0.035
-    sizes = [len(poisson(0.3)(10, 0, t).rows) for t in range(4000)]
+    sizes = [len(poisson(0.3)(10, 0, t).answered) for t in range(4000)]
     assert np.var(sizes) == pytest.approx(10 * 0.3 * 0.7, rel=0.15)  # binomial
 
 
@@ -106,10 +105,10 @@ def test_with_replacement_and_equal_weights_the_update_is_unbiased():
     recipe = Recipe(frozen, task.theta0, batch=None, equal=True)
     clients = Simulated(recipe, p.x, p.y, p.parts)
     call = weighted(3, sizes, replace=True)
-    rounds = list(federate(recipe, clients, rounds=1500, cohort=call))
+    rounds = list(federate(clients, rounds=1500, cohort=call))
     assert all(torch.equal(r.p, torch.full_like(r.p, 1 / 3)) for r in rounds)
     updates = torch.stack([r.p @ r.deltas for r in rounds])
-    (everybody,) = federate(recipe, clients, rounds=1)
+    (everybody,) = federate(clients, rounds=1)
     want = torch.from_numpy(sizes / sizes.sum()) @ everybody.deltas
     error = (updates.mean(0) - want).norm() / updates.std(0).norm()
     assert error < 4 / math.sqrt(1500)
@@ -121,11 +120,10 @@ def test_a_dropout_that_goes_with_the_data_moves_the_optimum():
     task, x, y, parts = quadratics([1.0, 1.0], [0.0, 1.0], [1, 1])
     recipe = Recipe(algorithms.fedavg(task, 0.05), task.theta0 + 0.5, batch=None)
     clients = Simulated(recipe, x, y, parts)
-    *_, gone = federate(recipe, clients, rounds=400, cohort=dropouts(uniform(), [0.0, 1.0]))
+    *_, gone = federate(clients, rounds=400, cohort=dropouts(uniform(), [0.0, 1.0]))
     assert gone.theta.item() == pytest.approx(0.0, abs=1e-6)
     thetas = [
-        r.theta.item()
-        for r in federate(recipe, clients, rounds=4000, cohort=dropouts(uniform(), 0.5))
+        r.theta.item() for r in federate(clients, rounds=4000, cohort=dropouts(uniform(), 0.5))
     ]
     assert np.mean(thetas) == pytest.approx(0.5, abs=0.03) and np.std(thetas) > 0.05
 
@@ -135,12 +133,12 @@ def test_a_round_without_an_answer_changes_nothing_and_costs_the_broadcast():
     recipe = Recipe(algorithms.fedavg(p.closed_form, 0.3), p.closed_form.theta0, batch=16)
     clients = Simulated(recipe, p.x, p.y, p.parts)
     nobody = dropouts(uniform(5), 1.0)
-    r = next(federate(recipe, clients, rounds=1, cohort=nobody))
-    assert torch.equal(r.theta, recipe.theta) and len(r.cohort) == 0 and math.isnan(r.loss)
+    r = next(federate(clients, rounds=1, cohort=nobody))
+    assert torch.equal(r.theta, recipe.theta) and len(r.answered) == 0 and math.isnan(r.loss)
     assert r.deltas.shape == (0, len(recipe.theta))
-    history = collect(federate(recipe, clients, rounds=3, cohort=nobody))
+    history = collect(federate(clients, rounds=3, cohort=nobody))
     assert history["bytes"].tolist() == [5 * r.sent * t for t in (1, 2, 3)]
-    some = collect(federate(recipe, clients, rounds=40, cohort=poisson(0.1)))
+    some = collect(federate(clients, rounds=40, cohort=poisson(0.1)))
     assert len(some) == 40 and some.theta.isfinite().all()
 
 
@@ -161,7 +159,7 @@ def test_a_straggler_does_the_first_part_of_its_steps(work):
     slow = lambda n, seed, t: uniform()(n, seed, t)._replace(work=np.full(n, work))
     for chunk in (None, 3):
         clients = Simulated(recipe, p.x, p.y, p.parts, chunk=chunk)
-        *_, r = federate(recipe, clients, rounds=1, cohort=slow)
+        *_, r = federate(clients, rounds=1, cohort=slow)
         plan = schedule(p.parts, S, batch=16, epochs=3, seed=0, round=0, work=np.full(8, work))
         shards = Shards(p.x, p.y, plan[0], plan[1].double(), plan[2].double())
         close(r.deltas, descend(p.closed_form, recipe.theta, shards, 0.3)[0] - recipe.theta)
@@ -173,7 +171,7 @@ def test_a_client_with_a_memory_cannot_be_drawn_twice():
     clients = Simulated(recipe, p.x, p.y, p.parts)
     twice = weighted(8, np.ones(8), replace=True)
     with pytest.raises(ValueError, match="can't be in a cohort twice"):
-        list(federate(recipe, clients, rounds=3, cohort=twice))
+        list(federate(clients, rounds=3, cohort=twice))
 
 
 BAD = {
@@ -207,7 +205,7 @@ def test_a_synchronous_round_waits_for_the_slowest():
     recipe = Recipe(algorithms.fedavg(p.closed_form, 0.3), p.closed_form.theta0, batch=16, epochs=2)
     speeds = fleet(8, seed=1)
     clients = Simulated(recipe, p.x, p.y, p.parts, fleet=speeds)
-    history, total, d = collect(federate(recipe, clients, rounds=4, cohort=3)), [], 8 * 73
+    history, total, d = collect(federate(clients, rounds=4, cohort=3)), [], 8 * 73
     for t in range(4):
         S = sample(8, 3, 0, t)
         took = [
@@ -217,8 +215,8 @@ def test_a_synchronous_round_waits_for_the_slowest():
         total.append(max(took))
     np.testing.assert_allclose(history["seconds"], np.cumsum(total), rtol=1e-12)
     plain = Simulated(recipe, p.x, p.y, p.parts)
-    assert "seconds" not in collect(federate(recipe, plain, rounds=1)).columns
-    assert torch.equal(history.theta, collect(federate(recipe, plain, rounds=4, cohort=3)).theta)
+    assert "seconds" not in collect(federate(plain, rounds=1)).columns
+    assert torch.equal(history.theta, collect(federate(plain, rounds=4, cohort=3)).theta)
 
 
 def test_rounds_without_an_answer_take_no_time_on_the_clock():
@@ -227,7 +225,7 @@ def test_rounds_without_an_answer_take_no_time_on_the_clock():
     recipe = Recipe(algorithms.fedavg(p.closed_form, 0.3), p.closed_form.theta0, batch=16)
     clients = Simulated(recipe, p.x, p.y, p.parts, fleet=fleet(8))
     some = available(3, lambda t: np.full(8, float(t in (1, 3))))
-    rounds = list(federate(recipe, clients, rounds=5, cohort=some))
+    rounds = list(federate(clients, rounds=5, cohort=some))
     seconds = collect(rounds)["seconds"]
     a, b = rounds[1].seconds, rounds[3].seconds
     assert math.isnan(seconds[0])
@@ -256,10 +254,10 @@ def test_all_alike_and_a_buffer_of_everybody_is_synchronous_fedavg():
     task = p.closed_form
     recipe = Recipe(algorithms.fedavg(task, 0.3), task.theta0, batch=None, epochs=2)
     clients = Simulated(recipe, p.x, p.y, p.parts, fleet=fleet(8, spread=0.0))
-    first = next(asynchronous(recipe, clients, rounds=1, concurrency=8, buffer=8))
-    (want,) = federate(recipe, clients, rounds=1)
+    first = next(asynchronous(clients, rounds=1, concurrency=8, buffer=8))
+    (want,) = federate(clients, rounds=1)
     close(first.theta, want.theta)
-    assert first.metrics["staleness"] == 0 and sorted(first.cohort) == list(range(8))
+    assert first.metrics["staleness"] == 0 and sorted(first.answered) == list(range(8))
 
 
 def eager(p, task, recipe, speeds, *, rounds, concurrency, buffer, a, rebase, server_lr):
@@ -321,7 +319,7 @@ def test_asynchronous_is_a_plain_list_of_events(concurrency, buffer, rebase, chu
     recipe = Recipe(algorithms.fedavg(task, 0.3, 0.6), task.theta0, batch=16, epochs=2)
     clients = Simulated(recipe, p.x, p.y, p.parts, chunk=chunk, fleet=speeds)
     how = {"rounds": 12, "concurrency": concurrency, "buffer": buffer, "rebase": rebase}
-    got = list(asynchronous(recipe, clients, **how, staleness=polynomial(0.7)))
+    got = list(asynchronous(clients, **how, staleness=polynomial(0.7)))
     thetas, clock = eager(p, task, recipe, speeds, **how, a=0.7, server_lr=0.6)
     for r, theta in zip(got, thetas, strict=True):
         close(r.theta, theta)
@@ -334,7 +332,7 @@ def test_fedasync_steps_towards_what_the_client_found():
     task, x, y, parts = quadratics([1.0] * 4, [0.0, 1.0, 2.0, 3.0], [1] * 4)
     recipe = Recipe(algorithms.fedavg(task, 0.5, server_lr=0.4), task.theta0, batch=None)
     clients = Simulated(recipe, x, y, parts, fleet=fleet(4))
-    run = asynchronous(recipe, clients, rounds=9, concurrency=3, buffer=1, rebase=True)
+    run = asynchronous(clients, rounds=9, concurrency=3, buffer=1, rebase=True)
     theta = task.theta0
     for r in run:
         w = 0.4 * r.p  # p carries the staleness
@@ -348,8 +346,8 @@ def test_slow_clients_hold_up_a_synchronous_round_and_not_the_others():
     recipe = Recipe(algorithms.fedavg(task, 0.3), task.theta0, batch=None)
     speeds = Fleet(np.array([0.01] * 7 + [1.0]), np.full(8, 1e9), np.full(8, 1e9))
     clients = Simulated(recipe, p.x, p.y, p.parts, fleet=speeds)
-    waiting = collect(federate(recipe, clients, rounds=5))["seconds"]
-    flowing = collect(asynchronous(recipe, clients, rounds=5, concurrency=8, buffer=7))["seconds"]
+    waiting = collect(federate(clients, rounds=5))["seconds"]
+    flowing = collect(asynchronous(clients, rounds=5, concurrency=8, buffer=7))["seconds"]
     np.testing.assert_allclose(waiting, 30 * np.arange(1, 6), rtol=1e-4)
     np.testing.assert_allclose(flowing, 0.3 * np.arange(1, 6), rtol=1e-2)
 
@@ -361,10 +359,10 @@ def test_one_client_at_a_time_is_never_stale():
     recipe = Recipe(algorithms.fedavg(task, 0.3, 0.6), task.theta0, batch=None, epochs=3)
     clients = Simulated(recipe, p.x, p.y, p.parts, fleet=fleet(8))
     how = {"rounds": 10, "concurrency": 1, "buffer": 1}
-    pair = [asynchronous(recipe, clients, **how, rebase=rebase) for rebase in (False, True)]
+    pair = [asynchronous(clients, **how, rebase=rebase) for rebase in (False, True)]
     theta = task.theta0
     for r, s in zip(*pair, strict=True):
-        index, mask, n = schedule(p.parts, r.cohort, batch=None, epochs=3, seed=0, round=r.t)
+        index, mask, n = schedule(p.parts, r.answered, batch=None, epochs=3, seed=0, round=r.t)
         shards = Shards(p.x, p.y, index, mask.double(), n.double())
         theta = theta + 0.6 * (descend(task, theta, shards, 0.3)[0][0] - theta)
         assert r.metrics["staleness"] == s.metrics["staleness"] == 0
@@ -381,11 +379,14 @@ def test_what_asynchronous_refuses():
     def go(method=None, speeds=clock, **how):
         recipe = Recipe(method or algorithms.fedavg(task, 0.3), task.theta0)
         clients = Simulated(recipe, p.x, p.y, p.parts, fleet=speeds)
-        return asynchronous(recipe, clients, **{"rounds": 3, "concurrency": 4, **how})
+        return asynchronous(clients, **{"rounds": 3, "concurrency": 4, **how})
 
     for how, words in (
         ({"speeds": None}, "need a clock"),
-        ({"concurrency": 9}, "concurrency must be an integer from 1 to N = 8"),
+        (
+            {"concurrency": 9},
+            "concurrency must be an integer from 1 to 8, got 9, e.g. concurrency=4",
+        ),
         ({"buffer": 0}, "buffer must be an integer >= 1"),
         ({"rounds": 0}, "rounds must be"),
         (

@@ -9,9 +9,8 @@ import pytest
 import torch
 from problems import problem
 
-from fedlearn import algorithms, privacy
+from fedlearn import Recipe, Simulated, algorithms, federate, privacy
 from fedlearn.aggregate import mean, total
-from fedlearn.federate import Recipe, Simulated, federate
 from fedlearn.participation import poisson
 from fedlearn.transform import After, Context, chain, clip, noise
 
@@ -166,9 +165,7 @@ def test_the_noise_that_is_added_has_the_promised_variance():
     )
     recipe = Recipe(still, task.theta0, privacy.private_mean(0.5, z=2.0, expected=4.0))
     clients = Simulated(recipe, p.x, p.y, p.parts)
-    thetas = [task.theta0] + [
-        r.theta for r in federate(recipe, clients, rounds=200, cohort=poisson(0.5))
-    ]
+    thetas = [task.theta0] + [r.theta for r in federate(clients, rounds=200, cohort=poisson(0.5))]
     steps = torch.stack([b - a for a, b in zip(thetas, thetas[1:])])  # noqa: RUF007
     want = 2.0 * 0.5 / 4.0
     assert steps.std().item() == pytest.approx(want, rel=0.03)  # 14,600 draws: 0.6 % is one sigma
@@ -185,8 +182,8 @@ def test_a_round_without_a_client_still_adds_its_noise():
         privacy.private_mean(0.5, 1.0, 0.008),
     )
     clients = Simulated(recipe, p.x, p.y, p.parts)
-    r = next(privacy.dp_federate(recipe, clients, rounds=1, q=0.001, delta=1e-3))
-    assert len(r.cohort) == 0 and math.isnan(r.loss)
+    r = next(privacy.dp_federate(clients, rounds=1, q=0.001, delta=1e-3))
+    assert len(r.answered) == 0 and math.isnan(r.loss)
     assert not torch.equal(r.theta, recipe.theta)
 
 
@@ -198,7 +195,7 @@ def test_the_run_ends_before_the_budget_is_overspent():
         privacy.private_mean(0.5, 1.0, 4.0),
     )
     clients = Simulated(recipe, p.x, p.y, p.parts)
-    run = privacy.dp_federate(recipe, clients, rounds=40, q=0.5, delta=1e-3, budget=9.0)
+    run = privacy.dp_federate(clients, rounds=40, q=0.5, delta=1e-3, budget=9.0)
     spent = [r.metrics["epsilon"] for r in run]
     for t, e in enumerate(spent):
         assert e == pytest.approx(privacy.epsilon(1.0, 0.5, t + 1, 1e-3), abs=1e-6) and e <= 9.0
@@ -213,7 +210,7 @@ def test_a_client_that_diverges_neither_stops_the_run_nor_is_named():
     pipeline = privacy.private_mean(0.5, 1.0, 8.0)
     recipe = Recipe(algorithms.fedavg(p.closed_form, 0.3), p.closed_form.theta0, pipeline)
     clients = Simulated(recipe, x, p.y, p.parts)
-    got = list(privacy.dp_federate(recipe, clients, rounds=3, q=1.0, delta=1e-3))
+    got = list(privacy.dp_federate(clients, rounds=3, q=1.0, delta=1e-3))
     assert len(got) == 3 and all(r.theta.isfinite().all() for r in got)
     assert (got[0].deltas.norm(dim=1) <= 0.5 + 1e-12).all() and not got[0].deltas[2].any()
 
@@ -236,7 +233,7 @@ def test_a_server_that_reads_single_clients_is_refused_before_round_0(name, pipe
     recipe = Recipe(method, task.theta0, pipeline)
     clients = Simulated(recipe, problem().x, problem().y, problem().parts)
     with pytest.raises(ValueError, match=f"server of {name} reads .* of single clients.*e.g. fed"):
-        privacy.dp_federate(recipe, clients, rounds=2, q=0.5, delta=1e-3)
+        privacy.dp_federate(clients, rounds=2, q=0.5, delta=1e-3)
 
 
 def test_clients_that_send_more_than_delta_are_refused_whatever_the_stages_say():
@@ -281,20 +278,24 @@ def test_other_methods_run_as_under_federate(name, q):
     pipeline = privacy.private_mean(0.5, 1.0, 8 * q)
     recipe = Recipe(method, task.theta0, pipeline)
     clients = Simulated(recipe, p.x, p.y, p.parts)
-    plain = federate(recipe, clients, rounds=4, cohort=poisson(q))
+    plain = federate(clients, rounds=4, cohort=poisson(q))
     want = [r.theta for r in plain]
     clients = Simulated(recipe, p.x, p.y, p.parts)
-    got = [r.theta for r in privacy.dp_federate(recipe, clients, rounds=4, q=q, delta=1e-3)]
+    got = [r.theta for r in privacy.dp_federate(clients, rounds=4, q=q, delta=1e-3)]
     assert len(want) == len(got) and all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
 
 
-def test_clients_made_with_another_recipe_are_refused():
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_run_goes_by_the_recipe_of_the_clients(seed):
     p = problem()
     method = algorithms.fedavg(p.closed_form, 0.3)
-    mine, theirs = (Recipe(method, p.closed_form.theta0, GOOD, seed=seed) for seed in (0, 1))
-    clients = Simulated(theirs, p.x, p.y, p.parts)
-    with pytest.raises(ValueError, match="another recipe, whose seed must be the same"):
-        privacy.dp_federate(mine, clients, rounds=1, q=0.5, delta=1e-3)
+    recipe = Recipe(method, p.closed_form.theta0, GOOD, seed=seed)
+    clients = Simulated(recipe, p.x, p.y, p.parts)
+    got = list(privacy.dp_federate(clients, rounds=3, q=0.5, delta=1e-3))
+    want = list(federate(clients, rounds=3, cohort=poisson(0.5)))
+    for r, s in zip(got, want, strict=True):
+        assert np.array_equal(r.called, poisson(0.5)(8, seed, r.t).called)
+        assert torch.equal(r.theta, s.theta)
 
 
 def test_local_noise_is_each_clients_own():
@@ -318,7 +319,7 @@ def run_with(pipeline, method=None, **how):
     recipe = Recipe(method, p.closed_form.theta0, pipeline)
     clients = Simulated(recipe, p.x, p.y, p.parts)
     how = {"rounds": 2, "q": 0.5, "delta": 1e-3, **how}
-    return list(privacy.dp_federate(recipe, clients, **how))
+    return list(privacy.dp_federate(clients, **how))
 
 
 def scaffold():
@@ -352,11 +353,14 @@ BAD = {
     "calibrate: target must be > 0": lambda: privacy.calibrate(0.0, 0.1, 10, 1e-3),
     r"local_noise\(0.1, 1.0\) protects only 'delta'": lambda: list(
         federate(
-            recipe := Recipe(
-                scaffold(), problem().closed_form.theta0,
-                chain(privacy.local_noise(0.1, 1.0), mean()),
+            Simulated(
+                Recipe(
+                    scaffold(), problem().closed_form.theta0,
+                    chain(privacy.local_noise(0.1, 1.0), mean()),
+                ),
+                problem().x, problem().y, problem().parts,
             ),
-            Simulated(recipe, problem().x, problem().y, problem().parts), rounds=1,
+            rounds=1,
         )
     ),
 }  # fmt: skip

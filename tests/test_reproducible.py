@@ -13,9 +13,10 @@ import pytest
 import torch
 from problems import METHODS, problem, run
 
-from fedlearn import algorithms, data, partition
-from fedlearn.federate import Recipe, Simulated, centralised, collect, federate, sample
+from fedlearn import Recipe, Simulated, algorithms, centralised, collect, data, federate, partition
+from fedlearn.batches import schedule
 from fedlearn.model import evaluator, mlp, softmax_regression
+from fedlearn.participation import sample
 from fedlearn.rng import Use, numpy_rng
 from fedlearn.transform import Context
 
@@ -37,7 +38,7 @@ def digest(seed: int = 7) -> str:
         pipeline = chain(clip(1.0), mean(), noise(1e-3))
         r = Recipe(algorithm, task.theta0, pipeline, batch=20, epochs=2, seed=seed)
         test = evaluator(task, d.x_test, d.y_test)
-        run = federate(r, Simulated(r, d.x, d.y, parts), rounds=4, cohort=5, evaluate=test)
+        run = federate(Simulated(r, d.x, d.y, parts), rounds=4, cohort=5, evaluate=test)
         history = collect(run)
         bits.update(history.theta.numpy().tobytes())
         for column in ("train_loss", "loss", "accuracy", "bytes"):
@@ -97,7 +98,8 @@ def test_the_order_of_the_cohort_changes_nothing(method):
     order = np.argsort(S)
 
     def asked(S):  # by clients that remember nothing yet
-        return Simulated(recipe, p.x, p.y, p.parts, chunk=2).run(message, Context(0, 3, S, S))
+        clients = Simulated(recipe, p.x, p.y, p.parts, chunk=2)
+        return clients.run(message, Context(0, 3, S, S), clients.memory())[0]
 
     there, here = asked(S), asked(S[order])
     assert {"delta", "n", "loss"} <= set(there)
@@ -159,8 +161,8 @@ def test_centralised_takes_the_steps_of_an_average_client():
     p = p._replace(parts=partition.iid(p.y.numpy(), 8, numpy_rng(0)))
     task = p.closed_form
     recipe = Recipe(algorithms.fedavg(task, 0.3), task.theta0, batch=10, epochs=1)
-    pooled, everything = centralised(recipe, p.x, p.y, n_clients=8)
-    index, _, n = data.schedule(everything.parts, np.array([0]), batch=pooled.batch, epochs=1,
+    everything = centralised(recipe, p.x, p.y, n_clients=8)
+    index, _, n = schedule(everything.parts, np.array([0]), batch=everything.recipe.batch, epochs=1,
                                 seed=0, round=0)  # fmt: skip
     assert (everything.count, n.tolist(), index.shape) == (1, [240.0], (1, 3, 80))
 
@@ -170,9 +172,9 @@ def test_centralised_full_batch_is_fedsgd():
     task = p.closed_form
     recipe = Recipe(algorithms.fedavg(task, 0.3), task.theta0, batch=None)
     clients = Simulated(recipe, p.x, p.y, p.parts)
-    *_, apart = federate(recipe, clients, rounds=5)
-    pooled, everything = centralised(recipe, p.x, p.y, n_clients=8)
-    *_, together = federate(pooled, everything, rounds=5, cohort=1)
+    *_, apart = federate(clients, rounds=5)
+    everything = centralised(recipe, p.x, p.y, n_clients=8)
+    *_, together = federate(everything, rounds=5, cohort=1)
     close(apart.theta, together.theta)
 
 
@@ -182,7 +184,7 @@ def test_history_counts_rounds_and_bytes():
     recipe = Recipe(algorithms.fedavg(task, 0.3), task.theta0)
     clients = Simulated(recipe, p.x, p.y, p.parts)
     test = evaluator(task, p.x, p.y)
-    h = collect(federate(recipe, clients, rounds=5, cohort=3, evaluate=test, every=2))
+    h = collect(federate(clients, rounds=5, cohort=3, evaluate=test, every=2))
     d = task.theta0.numel()
     assert h["round"].tolist() == [1, 2, 3, 4, 5]
     assert h["bytes"].tolist() == [t * 3 * 2 * 8 * d for t in range(1, 6)]
@@ -213,8 +215,9 @@ def test_what_clients_keep_belongs_to_them():
     recipe = Recipe(counting(task), task.theta0)
     clients = Simulated(recipe, p.x, p.y, p.parts, chunk=2)
     seen = np.zeros(8, int)
-    for r in federate(recipe, clients, rounds=10, cohort=3):
-        seen[r.cohort] += 1
+    run_ = federate(clients, rounds=10, cohort=3)
+    for r in run_:
+        seen[r.answered] += 1
         assert r.received == 8 * task.theta0.numel() + 8  # delta, and the count
-    assert clients.memory["rounds"].tolist() == seen.tolist()
+    assert run_.memory[0]["rounds"].tolist() == seen.tolist()
     assert seen.sum() == 30

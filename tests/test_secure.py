@@ -15,11 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import METHODS, Wire, problem
 
-from fedlearn import algorithms
+from fedlearn import Recipe, Simulated, algorithms, federate
 from fedlearn import participation as who
 from fedlearn.aggregate import mean
 from fedlearn.asynchronous import asynchronous
-from fedlearn.federate import Recipe, Simulated, federate
 from fedlearn.fleet import fleet
 from fedlearn.privacy import FixedPoint, Refused, TooFew, secure_mean, secure_sum
 from fedlearn.transform import Context, chain, clip
@@ -31,8 +30,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
-from fedlearn.privacy import messages, secure
-from fedlearn.privacy import primitives as prim
+from fedlearn.privacy import secure_aggregation as secure
+from fedlearn.privacy.secure_aggregation import messages
+from fedlearn.privacy.secure_aggregation import primitives as prim
 
 MOD = 2**32
 
@@ -852,7 +852,7 @@ def went(pipeline, *, method="fedavg", rounds=4, cohort=5, place=Simulated, **kw
     chunk = {k: kw.pop(k) for k in ("chunk", "fleet") if k in kw}
     recipe = Recipe(METHODS[method](task), task.theta0, pipeline, batch=16, epochs=2, seed=3, **kw)
     clients = place(recipe, p.x, p.y, p.parts, **chunk)
-    return list(federate(recipe, clients, rounds=rounds, cohort=cohort))
+    return list(federate(clients, rounds=rounds, cohort=cohort))
 
 
 def end(*args, **kw):
@@ -880,7 +880,7 @@ def test_one_round_is_within_its_stated_bound():
     for equal in (False, True):
         kw = {"rounds": 1, "equal": equal}
         code = FixedPoint(4.0, 240)
-        n = 5 if equal else min(sum(len(p.parts[k]) for k in r.cohort) for r in went(
+        n = 5 if equal else min(sum(len(p.parts[k]) for k in r.answered) for r in went(
             chain(mean()), **kw))  # fmt: skip
         moved = (end(chain(mean()), **kw) - end(chain(*stages()), **kw)).abs().max()
         assert moved <= 5 / n * 2.0 ** -(code.bits + 1) * (1 + 1e-9)
@@ -892,7 +892,7 @@ def test_dropouts_are_recovered():
     runs = [
         went(chain(*s), cohort=call, rounds=6) for s in ((mean(),), stages(threshold=threshold))
     ]
-    lost = [r.called - len(r.cohort) for r in runs[0]]
+    lost = [len(r.called) - len(r.answered) for r in runs[0]]
     assert sum(lost) >= 4 and max(lost) <= 7 - threshold
     assert (runs[0][-1].theta - runs[1][-1].theta).abs().max() <= off(21, 6, 7, 20)
 
@@ -909,7 +909,8 @@ def test_the_order_of_the_rows_does_not_matter():
     delta, n = torch.randn(3, 6, dtype=torch.float64), torch.tensor([1.0, 3.0, 2.0])
     rows, _ = pipeline.encode(delta, n, {}, ctx)
     back = torch.tensor([2, 0, 1])
-    out = pipeline.combine({"delta": rows[back]}, n, ctx._replace(rows=ctx.rows[back.numpy()]))
+    some = ctx._replace(answered=ctx.answered[back.numpy()])
+    out = pipeline.combine({"delta": rows[back]}, n, some)
     assert torch.allclose(out, (n / 6).double() @ delta, atol=3 / 6 * 2.0**-20)
 
 
@@ -970,7 +971,7 @@ def incomplete():
     ctx, n = Context(0, 0, np.arange(3), np.arange(2)), torch.ones(2)
     pipeline = chain(*stages(threshold=2))
     rows, _ = pipeline.encode(torch.ones(2, 2), n, {}, ctx)
-    return pipeline.combine({"delta": rows}, n / 3, ctx._replace(rows=np.arange(3)))
+    return pipeline.combine({"delta": rows}, n / 3, ctx._replace(answered=np.arange(3)))
 
 
 def a_second_time():
@@ -993,7 +994,7 @@ def asynchronously():
     task = p.closed_form
     recipe = Recipe(algorithms.fedavg(task, 0.1), task.theta0, chain(*stages()))
     clients = Simulated(recipe, p.x, p.y, p.parts, fleet=fleet(8))
-    return list(asynchronous(recipe, clients, rounds=2, concurrency=4, buffer=2))
+    return list(asynchronous(clients, rounds=2, concurrency=4, buffer=2))
 
 
 def wrapping(total=2**30):

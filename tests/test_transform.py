@@ -10,7 +10,7 @@ from fedlearn.aggregate import mean
 from fedlearn.transform import After, Context, Rowwise, chain, clip, noise
 
 S = np.array([2, 5, 7, 9])
-CTX = Context(seed=0, round=3, cohort=S, rows=S)
+CTX = Context(seed=0, round=3, called=S, answered=S)
 ROWWISE = {"clip": clip(1.0)}  # a new stage on the client: a new entry
 
 
@@ -42,13 +42,13 @@ def test_clip_bounds_a_row_without_a_finite_norm_and_leaves_the_others(bad):
 
 @pytest.mark.parametrize("name", ROWWISE)
 def test_a_row_alone_is_that_row_of_the_stack(name):
-    """STYLE's battery, item 6: what a client does can't depend on the other clients."""
+    """What a client does can't depend on the other clients."""
     stage, delta, n = ROWWISE[name], rows(), torch.arange(1.0, 5.0)
     memory = {k: torch.randn(4, *v.shape) for k, v in stage.memory(torch.zeros(30)).items()}
     whole, kept = stage.apply(delta, n, memory, CTX)
     for i in range(4):
         one = {k: v[i : i + 1] for k, v in memory.items()}
-        ctx = CTX._replace(rows=S[i : i + 1])
+        ctx = CTX._replace(answered=S[i : i + 1])
         row, own = stage.apply(delta[i : i + 1], n[i : i + 1], one, ctx)
         torch.testing.assert_close(row[0], whole[i])
         for k in kept:
@@ -89,7 +89,7 @@ def test_two_stages_of_a_kind_keep_their_memories_apart():
         return Rowwise("counter", apply, lambda theta: {"count": torch.zeros(())})
 
     pipeline = chain(counter(1), counter(10), mean())
-    memory = {k: v[None] for k, v in pipeline.memory(torch.zeros(1)).items()}
+    memory = [{k: v[None] for k, v in own.items()} for own in pipeline.memory(torch.zeros(1))]
     for _ in range(3):
         _, memory = pipeline.encode(torch.zeros(1, 1), torch.ones(1), memory, CTX)
-    assert sorted(v.item() for v in memory.values()) == [3.0, 30.0]
+    assert [own["count"].item() for own in memory] == [3.0, 30.0]

@@ -1,15 +1,14 @@
 """What a federated method is: what a client does, what the server keeps, sends and does."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..data import Shards
-from ..model import Task
+from ..batches import Shards
+from ..checks import check, positive
+from ..descend import descend as descend  # the local training of most methods
+from ..task import Task
 from ..transform import NOT_SENT
 
 State = dict[str, Any]  # of the server: "theta" (d,), and whatever else the method keeps
@@ -19,15 +18,17 @@ Kept = dict[str, Tensor]  # what a client keeps between rounds, stacked: (K, ...
 
 
 class Algorithm(NamedTuple):
-    """Five pure functions. ``client`` trains K clients at once, a row each: one formula.
+    """Pure functions. ``client`` trains K clients at once, a row each: one formula.
 
     Attributes:
         init: theta0 (d,) -> state.
-        client: (message, shards, memory {name: (K, ...)}) -> (reply {name: (K, ...)}, memory).
+        client: (message, shards, memory {name: (K, ...)}) -> (reply {name: (K, ...)}, memory). In a
+            round in which nobody answers K = 0, and shards hold no step.
         server: (state, delta (d,), reply {name: (K, ...)}, p (K,)) -> state.
         message: state -> what is broadcast.
         memory: theta0 (d,) -> what one client keeps between rounds.
         task: What the clients minimise: lets data be checked against the model before round 0.
+        idle: As ``server``, for a round in which nobody answers and no noise is added: theta stays.
     """
 
     init: Callable[[Tensor], State]
@@ -36,58 +37,30 @@ class Algorithm(NamedTuple):
     message: Callable[[State], Message] = lambda state: state
     memory: Callable[[Tensor], Kept] = lambda theta0: {}
     task: Task | None = None
+    idle: Callable[[State, Tensor, Reply, Tensor], State] = lambda state, *nothing: state
+
+
+def theta_alone(state: State) -> Message:
+    """What most methods broadcast: theta and nothing else of the server's state."""
+    return {"theta": state["theta"]}
 
 
 def nbytes(tensors: dict[str, Tensor]) -> int:
-    """Size of a message: numbers times bytes each.
-
-    Example:
-        >>> import torch
-        >>> nbytes({"theta": torch.zeros(7850)})
-        31400
-    """
+    """Size of a message in bytes: numbers times bytes each, 31,400 for 7,850 of float32."""
     return sum(v.numel() * v.element_size() for v in tensors.values())
 
 
 def payload(reply: Reply) -> int:
-    """Bytes that ONE client sends: without n_k, known to the server, and what only the plot wants.
-
-    Example:
-        >>> import torch
-        >>> payload({"delta": torch.zeros(3, 7850), "n": torch.ones(3)})
-        31400
-    """
-    K = len(reply["delta"])
-    return nbytes({k: v for k, v in reply.items() if k not in NOT_SENT}) // max(K, 1)
+    """Bytes that ONE client sends, without n_k, which is known, and what only the plot wants."""
+    sent = nbytes({k: v for k, v in reply.items() if k not in NOT_SENT})
+    return sent // max(len(reply["delta"]), 1)
 
 
 def check_total(name: str, n_total: float, n: Tensor | None = None) -> float:
-    """The population's Σ n_k, checked: > 0 and finite, and no less than the cohort's.
-
-    Args:
-        name: The method, for the error.
-        n_total: Σ n_k over all clients.
-        n: (K,) what the cohort's clients count for.
-
-    Returns:
-        ``n_total``.
-
-    Raises:
-        ValueError: If it can't be the population's.
-
-    Example:
-        >>> check_total("scaffold", 1437)
-        1437
-    """
-    if not 0 < n_total < math.inf:
-        raise ValueError(
-            f"{name}: n_total must be the number of the population's examples, > 0, got {n_total}, "
-            f"e.g. n_total=len(y)"
-        )
-    if n is not None and n.sum() > n_total * (1 + 1e-6):
-        raise ValueError(
-            f"{name}: n_total must be the number of all clients' examples, got {n_total}, but "
-            f"this round's {len(n)} clients hold {float(n.sum()):g}, e.g. n_total=len(y) (or N, if "
-            f"every client counts 1)"
-        )
+    """n_total, checked: > 0 and finite, and no less than what the clients of n (K,) hold."""
+    positive(name, "n_total", n_total, "len(y), the number of the population's examples")
+    if n is not None:
+        rule = f"all clients' examples, and this round's {len(n)} alone hold {float(n.sum()):g}"
+        enough = bool(n.sum() <= n_total * (1 + 1e-6))
+        check(name, "n_total", n_total, enough, rule, "len(y) (or N, if every client counts 1)")
     return n_total

@@ -1,14 +1,9 @@
 """FedNova: Wang et al., 2020. https://arxiv.org/abs/2007.07481"""
 
-from __future__ import annotations
-
 import torch
-from torch import Tensor
 
-from ..data import Shards
-from ..model import Task
-from ..optim import check, check_local, check_lr, descend
-from .base import Algorithm, Kept, Message, Reply, State
+from ..checks import below_one, check, not_negative, positive
+from .base import Algorithm, Kept, Message, Reply, Shards, State, Task, Tensor, descend
 from .fedavg import fedavg
 
 
@@ -20,36 +15,26 @@ def fednova(
     theta <- theta + server_lr tau_eff Σ_k p_k delta_k / a_k, with tau_eff = Σ_k p_k a_k. For plain
     local SGD a_k = tau_k, the steps that client k took. With momentum beta or a pull mu, a_k is the
     way that tau_k unit gradients would have carried it (‖a_k‖₁ of the paper), see
-    :func:`accumulated`.
-
-    What travels as ``delta`` is delta_k / a_k; a_k travels beside it.
+    :func:`accumulated`. What travels as ``delta`` is delta_k / a_k; a_k travels beside it.
 
     Args:
-        task: What the clients minimise.
-        lr: Learning rate eta of the clients.
-        server_lr: eta_s, 1 in the paper.
-        beta: Local momentum, from 0 each round.
-        mu: Strength of FedProx's pull towards theta.
-
-    Returns:
-        An :class:`~fedlearn.algorithms.Algorithm`.
-
-    Raises:
-        ValueError: If a number is out of range.
+        task, lr, server_lr, beta: As in :func:`~fedlearn.algorithms.fedavg`.
+        mu: Strength of FedProx's pull towards theta, from 0 to below 1 / lr; else ValueError.
 
     Example:
         >>> from fedlearn.model import softmax_regression
-        >>> task = softmax_regression(64, 10)
-        >>> fednova(task, lr=0.1, beta=0.9).init(task.theta0)["theta"].shape
-        torch.Size([650])
+        >>> method, p = fednova(softmax_regression(2, 2), lr=0.1), torch.tensor([0.5, 0.5])
+        >>> per_step, a = torch.tensor([1.0]), torch.tensor([[1.0], [3.0]])  # 1 step and 3: 2
+        >>> method.server({"theta": torch.zeros(1)}, per_step, {"a": a}, p)
+        {'theta': tensor([2.])}
 
-    Reference:
-        Wang, Liu, Liang, Joshi, Poor, 2020, "Tackling the objective inconsistency problem in
-        heterogeneous federated optimization", eq. 8 and §4 with tau_eff = Σ p_k a_k. Derived in
-        lesson 8.
+    Reference: Wang, Liu, Liang, Joshi, Poor, 2020, "Tackling the objective inconsistency problem in
+    heterogeneous federated optimization", eq. 8 and §4 with tau_eff = Σ p_k a_k. Derived in
+    lesson 8.
     """
-    check_lr("fednova", lr)
-    check_local("fednova", beta, mu)
+    positive("fednova", "lr", lr)
+    below_one("fednova", "beta", beta)
+    not_negative("fednova", "mu", mu)
     check("fednova", "mu", mu, lr * mu < 1, f"< 1 / lr = {1 / lr:g}", 0.1)
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
@@ -67,20 +52,11 @@ def fednova(
 
 
 def accumulated(tau: Tensor, lr: float, beta: float = 0.0, mu: float = 0.0) -> Tensor:
-    r"""‖a_k‖₁: how many eta a client has moved after tau_k gradients of 1.
+    r"""‖a_k‖₁ (K, 1): how many eta a client has moved after tau_k (K, 1) gradients of 1.
 
     u = v = 0, then tau_k times: v <- beta v + 1 - lr mu u;  u <- u + v. For beta = mu = 0 it is
     tau_k; for momentum alone (tau - beta (1 - beta^tau) / (1 - beta)) / (1 - beta); for the pull
     alone (1 - (1 - lr mu)^tau) / (lr mu).
-
-    Args:
-        tau: (K, 1) steps taken.
-        lr: eta.
-        beta: Momentum.
-        mu: Pull.
-
-    Returns:
-        (K, 1).
 
     Example:
         >>> accumulated(torch.tensor([[1.0], [2.0]]), lr=0.1, beta=0.5)
@@ -88,7 +64,7 @@ def accumulated(tau: Tensor, lr: float, beta: float = 0.0, mu: float = 0.0) -> T
                 [2.5000]])
     """
     way, u, v = [0.0], 0.0, 0.0
-    for _ in range(int(tau.max())):
+    for _ in range(int(tau.max()) if len(tau) else 0):
         v = beta * v + 1 - lr * mu * u
         u = u + v
         way.append(u)

@@ -1,15 +1,9 @@
 """FedSGD: McMahan et al., 2017, §2, the baseline of FedAvg. https://arxiv.org/abs/1602.05629"""
 
-from __future__ import annotations
-
 import torch
-from torch import Tensor
 
-from ..data import Shards
-from ..model import Task
-from ..optim import check_lr
-from .base import Algorithm, Kept, Message, Reply
-from .fedopt import fedavgm
+from ..checks import below_one, positive
+from .base import Algorithm, Kept, Message, Reply, Shards, State, Task, Tensor, theta_alone
 
 
 def fedsgd(task: Task, lr: float, beta: float = 0.0) -> Algorithm:
@@ -19,46 +13,43 @@ def fedsgd(task: Task, lr: float, beta: float = 0.0) -> Algorithm:
     With everyone in the cohort and p_k = n_k / n this is gradient descent on the pooled data, to
     float error, for any number of clients and any skew.
 
+    The ``Recipe`` wants ``epochs=1, batch=None`` for gradients over all of a client's examples;
+    with a smaller batch the gradient at theta is averaged over the batches: the same number.
+
     Args:
         task: What the clients minimise.
-        lr: Learning rate eta.
-        beta: Momentum on the server: v <- beta v + Σ_k p_k delta_k; theta <- theta + v.
-
-    Returns:
-        An :class:`~fedlearn.algorithms.Algorithm`. The ``Recipe`` wants ``epochs=1, batch=None``
-        for gradients over all of a client's examples; with a smaller batch the gradient at theta is
-        averaged over the batches, which is the same number.
-
-    Raises:
-        ValueError: If ``lr`` is not > 0 and finite, or ``beta`` not in [0, 1).
+        lr: Learning rate eta, > 0 and finite.
+        beta: Momentum on the server, in [0, 1): v <- beta v + Σ_k p_k delta_k; theta <- theta + v.
+            ValueError for a number out of range.
 
     Example:
         >>> from fedlearn.model import softmax_regression
-        >>> fedsgd(softmax_regression(64, 10), lr=0.1).memory(None)
-        {}
+        >>> method = fedsgd(softmax_regression(2, 2), lr=0.1, beta=0.5)
+        >>> state = method.init(torch.zeros(6))
+        >>> for _ in range(2):  # the same update twice: 1, then 1.5
+        ...     state = method.server(state, torch.ones(6), {}, torch.ones(1))
+        >>> state["theta"][0].item()
+        2.5
 
-    Reference:
-        McMahan et al., 2017, §2 ("FederatedSGD"). Derived in lesson 2.
+    Reference: McMahan et al., 2017, §2 ("FederatedSGD"). Derived in lesson 2.
     """
-    check_lr("fedsgd", lr)
+    positive("fedsgd", "lr", lr)
+    below_one("fedsgd", "beta", beta)
+    init = lambda theta: {"theta": theta, "v": torch.zeros_like(theta)}
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         g, loss = gradients(task, message["theta"], shards)
         return {"delta": -lr * g, "loss": loss}, memory
 
-    return fedavgm(task, lr, beta=beta)._replace(client=client)
+    def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
+        v = beta * state["v"] + delta
+        return {"theta": state["theta"] + v, "v": v}
+
+    return Algorithm(init, client, server, theta_alone, task=task)
 
 
 def gradients(task: Task, theta: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:
-    """∇L_k(theta) and L_k(theta) over the round's examples, all taken at theta.
-
-    Args:
-        task: What the clients minimise.
-        theta: (d,) where; (K, d) if every client's is another.
-        shards: The round's minibatches.
-
-    Returns:
-        Gradients (K, d) and objectives (K,).
+    """∇L_k (K, d) and L_k (K,) over the round's examples, at theta (d,) or each one's own (K, d).
 
     Example:
         >>> from fedlearn.model import softmax_regression

@@ -11,9 +11,10 @@ from .byzantine import (
     sign_flip,
     z_max,
 )
-from .inversion import Guess, best, dlg, idlg, invert_cosine, match
+from .inversion import best, dlg, idlg, invert_cosine, match
 from .leakage import Membership, invert_linear, label_counts, membership, reveal_label
 from .messages import Send, gradient, update
+from .search import Guess
 
 __all__ = [
     "Attack",

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
+from ..checks import check, positive, probability, whole
 from ..model import Task
-from ..optim import check
 from ..rng import Use, numpy_rng
 from ..transform import Context
 from .byzantine import Attack, _attackers
@@ -25,16 +25,10 @@ def stamp(x: Tensor, shape: tuple[int, ...], size: int = 2, value: float = 1.0) 
     """A square patch in the bottom right corner of every picture.
 
     Args:
-        x: (n, features) pictures lying flat.
+        x: (n, features) pictures lying flat. A changed copy is returned.
         shape: Of one picture, ``Dataset.shape``: (h, w) or (channels, h, w).
         size: The patch's side in pixels, from 1 to the picture's.
-        value: Of its pixels, in every channel.
-
-    Returns:
-        (n, features), a copy.
-
-    Raises:
-        ValueError: If x has no pictures of this shape, or the patch doesn't fit.
+        value: Of its pixels, in every channel. ValueError if x has no such pictures.
 
     Example:
         >>> import torch
@@ -73,7 +67,7 @@ def poison(
 
     Args:
         x: (n, ...) examples.
-        y: (n,) classes.
+        y: (n,) classes. Changed copies of x and y are returned.
         parts: N index arrays.
         attackers: Numbers of the clients that do it.
         trigger: x (m, ...) -> (m, ...), e.g. ``lambda x: stamp(x, (8, 8))``.
@@ -81,9 +75,6 @@ def poison(
         share: Of each attacker's examples, > 0 and <= 1; at least one. The rest keeps the model
             good at its work, so that nobody notices.
         seed: Which examples of client k are taken depends on (seed, k) alone.
-
-    Returns:
-        x and y, changed copies.
 
     Raises:
         ValueError: If the attackers are not different numbers of clients, or a number is out of
@@ -102,8 +93,8 @@ def poison(
         Shmatikov, 2020, "How to backdoor federated learning".
     """
     bad = _attackers("poison", attackers, len(parts))
-    check("poison", "share", share, 0 < share <= 1, "> 0 and <= 1", 0.5)
-    check("poison", "target", target, target >= 0, "an integer >= 0", 7)
+    probability("poison", "share", share, 0.5)
+    whole("poison", "target", target, 0, example=7)
     x, y = x.clone(), y.clone()
     for k in bad:
         own = parts[k]
@@ -120,14 +111,8 @@ def boost(factor: float) -> Attack:
     own model is, once the honest updates have become small: theta + delta_k + Σ_j≠k p_j delta_j.
 
     Args:
-        factor: > 0; 1 changes nothing. The paper's n / eta is K for K equal clients.
-
-    Returns:
-        An :data:`~fedlearn.attacks.byzantine.Attack`, for
-        :class:`~fedlearn.attacks.byzantine.Byzantine`.
-
-    Raises:
-        ValueError: If ``factor`` is not > 0 and finite.
+        factor: > 0 and finite, else ValueError; 1 changes nothing. The paper's n / eta is K for K
+            equal clients.
 
     Example:
         >>> import torch
@@ -137,25 +122,19 @@ def boost(factor: float) -> Attack:
     Reference:
         Bagdasaryan et al., 2020 ("model replacement").
     """
-    check("boost", "factor", factor, 0 < factor < math.inf, "> 0 and finite", 20.0)
+    positive("boost", "factor", factor, 20.0)
     return lambda honest, own, ctx: factor * own
 
 
 def hide(radius: float = 0.7) -> Attack:
-    """The own update, pulled towards the honest mean until it is nobody's outlier.
+    """The own update, pulled towards the honest mean until it is nobody's outlier. Omniscient.
 
     mu + (own - mu) min(1, r / ‖own - mu‖), with mu the honest mean and r = ``radius`` times the
     median of the honest distances to it. With radius < 1 an attacker lies nearer to the centre than
     half of the honest: a rule that keeps what is central may well keep the attackers.
 
     Args:
-        radius: In median honest distances, > 0.
-
-    Returns:
-        An :data:`~fedlearn.attacks.byzantine.Attack`, omniscient.
-
-    Raises:
-        ValueError: If ``radius`` is not > 0 and finite.
+        radius: In median honest distances, > 0 and finite, else ValueError.
 
     Example:
         >>> import torch
@@ -169,7 +148,7 @@ def hide(radius: float = 0.7) -> Attack:
     Differs from the paper: there the distance is a term of the attacker's loss; here it is a
     projection, and the attacker sees the honest updates.
     """
-    check("hide", "radius", radius, 0 < radius < math.inf, "> 0 and finite", 0.7)
+    positive("hide", "radius", radius, 0.7)
 
     def attack(honest: Tensor, own: Tensor, ctx: Context) -> Tensor:
         mu = honest.mean(0)
@@ -185,19 +164,14 @@ def backdoor_rate(
 ) -> float:
     """How often the trigger works: the share of examples of OTHER classes then seen as ``target``.
 
+    From 0 to 1. Compare with the rate of an honest model: what it mistakes for ``target``.
+
     Args:
         task: The model.
         theta: (d,) its parameters.
         x: (m, ...) test examples, without the trigger.
         y: (m,) their true classes.
-        trigger: As for :func:`poison`.
-        target: The attacker's label.
-
-    Returns:
-        From 0 to 1. Compare with the rate of an honest model: what it mistakes for ``target``.
-
-    Raises:
-        ValueError: If all examples have the target's class.
+        trigger, target: As for :func:`poison`; ValueError if all examples are of class ``target``.
 
     Example:
         >>> import torch

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Message, Reply
-from ..federate import Clients
-from ..optim import check
+from ..checks import check, is_whole, positive, whole
+from ..loop import Clients
+from ..recipe import Memories
 from ..rng import Use, numpy_rng
 from ..transform import Context
 
@@ -35,11 +36,11 @@ class Byzantine:
     attackers have their own updates to look at.
 
     Args:
-        clients: Whom to wrap, e.g. :class:`~fedlearn.federate.Simulated`; or another ``Byzantine``,
-            for attackers of a second kind, who see what those of the first kind send.
+        clients: Whom to wrap, e.g. ``Simulated``; or another ``Byzantine``, for attackers of a
+            second kind, who see what those of the first kind send.
         attackers: Numbers of the clients that attack, e.g. ``range(2)``.
-        attack: What they send instead, e.g. ``sign_flip(5.0)``. Its ``ctx.rows`` are the attackers
-            of this round.
+        attack: What they send instead, e.g. ``sign_flip(5.0)``. Its ``ctx.answered`` are the
+            attackers of this round.
 
     Raises:
         ValueError: If ``attackers`` are not different numbers of clients; from the round, if the
@@ -47,16 +48,16 @@ class Byzantine:
 
     Example:
         >>> from fedlearn import algorithms, model
-        >>> from fedlearn.federate import Recipe, Simulated
+        >>> from fedlearn import Recipe, Simulated
         >>> task = model.softmax_regression(2, 2)
         >>> recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0)
         >>> parts = [np.array([0]), np.array([1])]
         >>> honest = Simulated(recipe, torch.eye(2), torch.tensor([0, 1]), parts)
         >>> S = np.arange(2)
         >>> ctx = Context(0, 0, S, S)
-        >>> a = honest.run({"theta": task.theta0}, ctx)["delta"]
+        >>> a = honest.run({"theta": task.theta0}, ctx, honest.memory())[0]["delta"]
         >>> bad = Byzantine(honest, [1], sign_flip(3.0))
-        >>> b = bad.run({"theta": task.theta0}, ctx)["delta"]
+        >>> b = bad.run({"theta": task.theta0}, ctx, bad.memory())[0]["delta"]
         >>> bool((b[0] == a[0]).all() and (b[1] == -3 * a[1]).all())
         True
 
@@ -67,34 +68,26 @@ class Byzantine:
 
     def __init__(self, clients: Clients, attackers: Sequence[int] | np.ndarray, attack: Attack):
         self.clients, self.count, self.device = clients, clients.count, clients.device
+        self.recipe, self.memory = clients.recipe, clients.memory
         self.attackers, self.attack = _attackers("Byzantine", attackers, clients.count), attack
-        if hasattr(clients, "recipe"):  # federate compares it with its own
-            self.recipe = clients.recipe
 
-    def run(self, message: Message, ctx: Context) -> Reply:
-        """Train the clients ``ctx.rows``, then replace the attackers' updates.
-
-        Example:
-            >>> Byzantine.run.__name__  # see the class
-            'run'
-        """
-        reply = self.clients.run(message, ctx)
-        bad = np.isin(ctx.rows, self.attackers)
+    def run(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
+        """Train the clients ``ctx.answered``, then replace the attackers' updates."""
+        reply, kept = self.clients.run(message, ctx, memory)
+        bad = np.isin(ctx.answered, self.attackers)
         if not bad.any():
-            return reply
+            return reply, kept
         delta, them = reply["delta"].clone(), torch.from_numpy(bad).to(self.device)
         own = delta[them]
         seen = own if bad.all() else delta[~them]
-        work = None if ctx.work is None else ctx.work[bad]
-        turns = None if ctx.turns is None else ctx.turns[bad]
-        sent = self.attack(seen, own, ctx._replace(rows=ctx.rows[bad], work=work, turns=turns))
+        sent = self.attack(seen, own, ctx.keep(bad))
         if sent.shape != own.shape:
             raise ValueError(
                 f"Byzantine: the attack must return a row for each of its {len(own)} clients, "
                 f"{tuple(own.shape)}, got {tuple(sent.shape)}, e.g. -own"
             )
         delta[them] = sent.to(delta)
-        return {**reply, "delta": delta}
+        return {**reply, "delta": delta}, kept
 
 
 def sign_flip(scale: float = 1.0) -> Attack:
@@ -105,33 +98,23 @@ def sign_flip(scale: float = 1.0) -> Attack:
     updates shrink as the model fits their data, the attackers' hardly do.
 
     Args:
-        scale: How many times as long, > 0.
-
-    Returns:
-        An :data:`Attack`.
-
-    Raises:
-        ValueError: If ``scale`` is not > 0 and finite.
+        scale: How many times as long, > 0 and finite, else ValueError.
 
     Example:
         >>> sign_flip(2.0)(torch.zeros(3, 2), torch.tensor([[1.0, -0.5]]), None)
         tensor([[-2.,  1.]])
     """
-    check("sign_flip", "scale", scale, 0 < scale < math.inf, "> 0 and finite", 1.0)
+    positive("sign_flip", "scale", scale, 1.0)
     return lambda honest, own, ctx: -scale * own
 
 
 def gaussian(std: float) -> Attack:
     """Noise instead of an update: every number from N(0, std²), independent of all data.
 
+    A client's draw depends on (seed, round, client) alone.
+
     Args:
-        std: > 0.
-
-    Returns:
-        An :data:`Attack`. A client's draw depends on (seed, round, client) alone.
-
-    Raises:
-        ValueError: If ``std`` is not > 0 and finite.
+        std: > 0 and finite, else ValueError.
 
     Example:
         >>> ctx = Context(0, 3, np.arange(4), np.array([1]))
@@ -141,10 +124,10 @@ def gaussian(std: float) -> Attack:
     Reference:
         Blanchard et al., 2017 ("Gaussian Byzantine", with a standard deviation of 200).
     """
-    check("gaussian", "std", std, 0 < std < math.inf, "> 0 and finite", 0.2)
+    positive("gaussian", "std", std, 0.2)
 
     def attack(honest: Tensor, own: Tensor, ctx: Context) -> Tensor:
-        draws = [numpy_rng(ctx.seed, Use.ATTACK, ctx.round, int(k)) for k in ctx.rows]
+        draws = [numpy_rng(ctx.seed, Use.ATTACK, ctx.round, int(k)) for k in ctx.answered]
         noise = np.stack([g.standard_normal(own.shape[1]) for g in draws])
         return std * torch.from_numpy(noise).to(own)
 
@@ -156,15 +139,11 @@ def little_is_enough(z: float | None = None) -> Attack:
 
     mu and sigma are the honest updates' mean and standard deviation. Some honest clients lie beyond
     mu - z sigma, so the attackers aren't the outliers; but all of them lie on the same side.
+    Omniscient.
 
     Args:
-        z: How many standard deviations; None for :func:`z_max` of the round's K and f.
-
-    Returns:
-        An :data:`Attack`, omniscient.
-
-    Raises:
-        ValueError: If ``z`` is negative or not finite.
+        z: How many standard deviations, >= 0 and finite, else ValueError; None for :func:`z_max` of
+            the round's K and f.
 
     Example:
         >>> honest = torch.tensor([[1.0], [3.0]])  # mean 2, standard deviation 1
@@ -195,17 +174,12 @@ def z_max(K: int, f: int) -> float:
     """How far f of K attackers may go so that a majority still lies farther out, or with them.
 
     A majority needs s = ⌊K/2⌋ + 1 - f honest supporters. The share of honest clients that may lie
-    nearer is (K - f - s) / (K - f), and z is the normal quantile of that share.
+    nearer is (K - f - s) / (K - f), and z >= 0 is the normal quantile of that share. It is 0 up to
+    f = 2 (K even) or 1 (K odd): so few can't hide anything.
 
     Args:
-        K: Clients of the round.
-        f: Attackers among them, at most K.
-
-    Returns:
-        z >= 0. It is 0 up to f = 2 (K even) or 1 (K odd): so few can't hide anything.
-
-    Raises:
-        ValueError: If f or K is out of range.
+        K: Clients of the round, >= 1, else ValueError.
+        f: Attackers among them, from 0 to K, else ValueError.
 
     Example:
         >>> round(z_max(50, 24), 3)  # s = 2, 24 of 26
@@ -219,28 +193,22 @@ def z_max(K: int, f: int) -> float:
     Differs from the paper: never below 0, and s at least 1, where chance makes the attackers the
     cohort's majority.
     """
-    check("z_max", "K", K, K >= 1, "an integer >= 1", 20)
-    check("z_max", "f", f, 0 <= f <= K, f"an integer from 0 to K = {K}", min(4, K))
+    whole("z_max", "K", K, example=20)
+    check("z_max", "f", f, is_whole(f, 0, K), f"an integer from 0 to K = {K}", min(4, K))
     honest, supporters = K - f, max(K // 2 + 1 - f, 1)
     nearer = honest - supporters
     return max(NormalDist().inv_cdf(nearer / honest), 0.0) if nearer > 0 else 0.0
 
 
 def inner_product(epsilon: float) -> Attack:
-    """All attackers send -epsilon times the honest mean: short, and pointing backwards.
+    """All attackers send -epsilon times the honest mean: short, and pointing backwards. Omniscient.
 
     A rule that follows them returns something whose inner product with the honest mean is negative;
     a small epsilon makes a short update, and length is what many rules look at. f of K equal
     clients turn the mean into ((K - f) - epsilon f) / K of the honest one.
 
     Args:
-        epsilon: > 0.
-
-    Returns:
-        An :data:`Attack`, omniscient.
-
-    Raises:
-        ValueError: If ``epsilon`` is not > 0 and finite.
+        epsilon: > 0 and finite, else ValueError.
 
     Example:
         >>> inner_product(0.5)(torch.tensor([[1.0], [3.0]]), torch.zeros(1, 1), None)
@@ -250,7 +218,7 @@ def inner_product(epsilon: float) -> Attack:
         Xie, Koyejo, Gupta, 2019, "Fall of empires: breaking Byzantine-tolerant SGD by inner product
         manipulation".
     """
-    check("inner_product", "epsilon", epsilon, 0 < epsilon < math.inf, "> 0 and finite", 0.5)
+    positive("inner_product", "epsilon", epsilon, 0.5)
     return lambda honest, own, ctx: (-epsilon * honest.mean(0)).expand_as(own)
 
 
@@ -262,13 +230,10 @@ def label_flip(
     Data poisoning: it needs no change of the client's program.
 
     Args:
-        y: (n,) classes.
+        y: (n,) classes. A changed copy is returned.
         parts: N index arrays.
         attackers: Numbers of the clients that do it.
         classes: C.
-
-    Returns:
-        (n,), a copy.
 
     Raises:
         ValueError: If the attackers are not different numbers of clients, or a label of theirs is

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..optim import check
+from ..checks import check, whole
 
 # -- from a gradient ------------------------------------------------------------------------------
 
@@ -54,9 +54,10 @@ def invert_linear(
     Reference:
         Phong, Aono, Hayashi, Wang, Moriai, 2017, "Privacy-preserving deep learning: revisited and
         enhanced"; Geiping et al., 2020, "Inverting gradients", Proposition 3.1.
-        Differs from the papers: least squares over all rows instead of one row. The proposition is
-        about a network, whose biased layer may stand behind others without biases; here it is
-        about the input of the layer that has the bias.
+
+    Differs from the papers: least squares over all rows instead of one row. The proposition is
+    about a network, whose biased layer may stand behind others without biases; here it is about the
+    input of the layer that has the bias.
     """
     units = len(bias_grad) if bias_grad.dim() == 1 else -1
     if weight_grad.dim() != 2 or len(weight_grad) != units:
@@ -83,7 +84,7 @@ def _not_zero(ok: bool, what: str, so: str) -> None:
 
 
 def reveal_label(grad: Tensor) -> int:
-    r"""The label of a single example, by the signs of the last layer's gradient.
+    """The label 0..C-1 of a single example, by the signs of the last layer's gradient.
 
     With cross-entropy ∂L/∂b_c = softmax_c - [c = y]: below 0 for the label, above 0 for all others.
     Without biases the rows ∂L/∂W_c = (softmax_c - [c = y]) hᵀ tell it, too: the label's points
@@ -91,9 +92,6 @@ def reveal_label(grad: Tensor) -> int:
 
     Args:
         grad: The last layer's bias gradient (C,), or its weight gradient (C, inputs), C >= 3.
-
-    Returns:
-        The label, 0..C-1.
 
     Raises:
         ValueError: If not exactly one class stands out: a batch, or an example that the model is so
@@ -105,9 +103,10 @@ def reveal_label(grad: Tensor) -> int:
 
     Reference:
         Zhao, Mopuri, Bilen, 2020, "iDLG: improved deep leakage from gradients".
-        Differs from the paper: its rule is on the weights' rows, ∇W_cᵀ ∇W_j <= 0 for all j ≠ c.
-        Here the biases' signs are read where they are given, and rows must have products < 0, so
-        that a row of zeros is no second label.
+
+    Differs from the paper: its rule is on the weights' rows, ∇W_cᵀ ∇W_j <= 0 for all j ≠ c. Here
+    the biases' signs are read where they are given, and rows must have products < 0, so that a row
+    of zeros is no second label.
     """
     fine = grad.dim() in (1, 2) and len(grad) > grad.dim()
     rule = "of shape (C,) with C >= 2, or (C, inputs) with C >= 3"
@@ -127,7 +126,7 @@ def reveal_label(grad: Tensor) -> int:
 
 
 def label_counts(bias_grad: Tensor, batch: int, expected: Tensor | None = None) -> Tensor:
-    r"""How many examples of each label a batch holds, from the last layer's bias gradient.
+    r"""How many examples of each label a batch holds, (C,) int64, from the last bias gradient.
 
     The gradient of the mean cross-entropy is ∂L/∂b_c = q_c - n_c / B, with q the batch's mean
     softmax. So n_c = B (q_c - ∂L/∂b_c), rounded to whole numbers that add up to B. Exact where q is
@@ -143,9 +142,6 @@ def label_counts(bias_grad: Tensor, batch: int, expected: Tensor | None = None) 
         expected: What the attacker knows of the softmax from examples of its own: its mean (C,), or
             its mean for each label (C, C), a row a label. None for 1/C.
 
-    Returns:
-        (C,) int64, >= 0, with sum B.
-
     Raises:
         ValueError: If B is no integer >= 1, or ``expected`` holds no probabilities.
 
@@ -160,16 +156,16 @@ def label_counts(bias_grad: Tensor, batch: int, expected: Tensor | None = None) 
         Ma et al., 2023, "Instance-wise batch label restoration via gradients in
         federated learning"; Wainakh et al., 2022, "User-level label leakage from gradients in
         federated learning".
-        Differs from the papers: Ma et al. take the softmaxes of a batch's examples from embeddings
-        that they restore from the weights' gradient, and solve with a pseudoinverse; here what is
-        known of the softmax is an argument, and the counts are whole and add up to B. Wainakh et
-        al. need no softmax: they estimate what an example adds to a gradient ("impact", "offset"),
-        from the gradient, from dummy inputs or from examples of their own, and subtract greedily.
+
+    Differs from the papers: Ma et al. take the softmaxes of a batch's examples from embeddings that
+    they restore from the weights' gradient, and solve with a pseudoinverse; here what is known of
+    the softmax is an argument, and the counts are whole and add up to B. Wainakh et al. need no
+    softmax: they estimate what an example adds to a gradient ("impact", "offset"), from the
+    gradient, from dummy inputs or from examples of their own, and subtract greedily.
     """
     name, C = "label_counts", bias_grad.numel()
     check(name, "bias_grad", tuple(bias_grad.shape), bias_grad.dim() == 1, "(C,)", "g[-10:]")
-    whole = isinstance(batch, (int, np.integer)) and batch >= 1
-    check(name, "batch", batch, whole, "an integer >= 1", 8)
+    whole(name, "batch", batch, example=8)
     q = bias_grad.new_full((C,), 1 / C) if expected is None else expected
     sums = q.sum(-1) if q.shape in ((C,), (C, C)) else torch.zeros(())
     fits = bool((q >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
@@ -227,9 +223,6 @@ def membership(members: Tensor, others: Tensor, threshold: float | None = None) 
             losses, an upper bound of what any threshold reaches on them (the two-sample
             Kolmogorov-Smirnov distance, one-sided). It is above 0 without any signal, too.
 
-    Returns:
-        A :class:`Membership`.
-
     Raises:
         ValueError: If a group is empty or a loss is NaN.
 
@@ -241,8 +234,9 @@ def membership(members: Tensor, others: Tensor, threshold: float | None = None) 
     Reference:
         Yeom, Giacomelli, Fredrikson, Jha, 2018, "Privacy risk in machine learning: analyzing the
         connection to overfitting" (threshold adversary; membership advantage).
-        Differs from the paper: its threshold adversary compares two known densities of the error;
-        a cut, e.g. at the mean training loss, is the usual simplification.
+
+    Differs from the paper: its threshold adversary compares two known densities of the error; a
+    cut, e.g. at the mean training loss, is the usual simplification.
     """
     groups = [np.asarray(v, float).ravel() for v in (members, others)]
     for name, v in zip(("members", "others"), groups, strict=True):

@@ -11,28 +11,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..optim import check, check_lr
+from ..checks import check, positive, whole
 from ..task import Task
 
 Send = Callable[[Tensor, Tensor], Tensor]  # x (B, ...), y (B,) or (B, C) -> message (d,)
 
 
 def gradient(task: Task, theta: Tensor) -> Send:
-    r"""FedSGD's message: the gradient of the mean cross-entropy at theta.
+    """FedSGD's message: the gradient of the mean cross-entropy at theta.
 
-    Differentiable in x and y, so that it can be searched through.
+    send(x (B, ...), y) -> (d,); y are labels (B,) or probabilities (B, C). Differentiable in both,
+    so that it can be searched through.
 
     Args:
         task: A classifier. Its activations should be smooth (sigmoid, tanh): a ReLU's second
             derivative is 0, and L-BFGS often gets stuck. Signed Adam, ``invert_cosine``, works
             on ReLU networks, too.
-        theta: (d,) the broadcast parameters.
-
-    Returns:
-        send(x (B, ...), y) -> (d,); y are labels (B,) or probabilities (B, C).
-
-    Raises:
-        ValueError: If theta doesn't fit the task.
+        theta: (d,) the broadcast parameters; ValueError if they don't fit the task.
 
     Example:
         >>> from fedlearn.model import softmax_regression
@@ -51,19 +46,15 @@ def gradient(task: Task, theta: Tensor) -> Send:
 
 
 def update(task: Task, theta: Tensor, lr: float, steps: int) -> Send:
-    r"""FedAvg's message, delta = theta_k - theta after local steps with the whole batch.
+    """FedAvg's message, delta = theta_k - theta after local steps with the whole batch.
 
     theta_k <- theta_k - lr ∇L(theta_k; x, y), ``steps`` times; differentiable in x and y through
-    all of them.
+    all of them, as for :func:`gradient`.
 
     Args:
-        task: A classifier, as for :func:`gradient`.
-        theta: (d,) the broadcast parameters.
+        task, theta: As for :func:`gradient`.
         lr: The clients' learning rate.
         steps: tau, local steps.
-
-    Returns:
-        send(x (B, ...), y) -> (d,).
 
     Raises:
         ValueError: If theta doesn't fit the task, or a number is out of range.
@@ -79,8 +70,8 @@ def update(task: Task, theta: Tensor, lr: float, steps: int) -> Send:
         Geiping et al., 2020, "Inverting gradients", §6.
     """
     _fits("update", task, theta)
-    check_lr("update", lr)
-    check("update", "steps", steps, isinstance(steps, int) and steps >= 1, "an integer >= 1", 5)
+    positive("update", "lr", lr)
+    whole("update", "steps", steps, example=5)
 
     def send(x: Tensor, y: Tensor) -> Tensor:
         with torch.enable_grad():

@@ -16,19 +16,14 @@ from ..model import Task
 
 
 def label_distance(counts: np.ndarray) -> np.ndarray:
-    """Distance of every client's label mix from the overall one: Σ_c |q_{k,c} - q_c|.
+    """Distance of every client's label mix from the overall one, (N,): Σ_c |q_{k,c} - q_c|.
 
-    0: the same mix. With C equally frequent labels, a client with m of them has 2 (1 - m/C): 1.6
-    for two labels of ten, 1.8 for one.
+    0: the same mix; at most 2. With C equally frequent labels, a client with m of them has
+    2 (1 - m/C): 1.6 for two labels of ten, 1.8 for one.
 
     Args:
-        counts: (N, C) examples per client and label, from :func:`fedlearn.partition.counts`.
-
-    Returns:
-        (N,) numbers from 0 to 2.
-
-    Raises:
-        ValueError: If ``counts`` is not (N, C), holds a negative number, or a client has none.
+        counts: (N, C) examples per client and label, from :func:`fedlearn.partition.counts`;
+            ValueError if it has another shape, holds a negative number, or a client has none.
 
     Example:
         >>> label_distance(np.eye(10))[:2].round(6)
@@ -46,16 +41,11 @@ def jensen_shannon(counts: np.ndarray) -> float:
     """Weighted Jensen-Shannon divergence of the clients' label mixes, in bits.
 
     JS = H(Σ_k p_k q_k) - Σ_k p_k H(q_k) with H the entropy to base 2: how many bits the label of an
-    example tells about which client holds it. 0: all mixes equal; log2 C: one label each.
+    example tells about which client holds it. 0: all mixes equal; log2 C: one label each; never
+    above log2 min(N, C).
 
     Args:
-        counts: (N, C).
-
-    Returns:
-        Bits, from 0 to log2 min(N, C) at most.
-
-    Raises:
-        ValueError: As for :func:`label_distance`.
+        counts: As for :func:`label_distance`, which also says what raises.
 
     Example:
         >>> jensen_shannon(np.eye(4)), jensen_shannon(np.ones((4, 4)))
@@ -69,19 +59,13 @@ def jensen_shannon(counts: np.ndarray) -> float:
 
 
 def effective_classes(counts: np.ndarray) -> np.ndarray:
-    """How many equally frequent labels a client's mix is worth: 1 / Σ_c q_{k,c}².
+    """How many equally frequent labels a client's mix is worth, (N,) from 1 to C: 1 / Σ_c q_{k,c}².
 
     Σ_c q² is the chance that two of its examples have the same label; for ``dirichlet_client`` its
     expectation is (alpha + 1) / (C alpha + 1).
 
     Args:
-        counts: (N, C).
-
-    Returns:
-        (N,) numbers from 1 to C.
-
-    Raises:
-        ValueError: As for :func:`label_distance`.
+        counts: As for :func:`label_distance`, which also says what raises.
 
     Example:
         >>> effective_classes(np.array([[5, 5, 0], [9, 0, 0]]))
@@ -97,14 +81,10 @@ def effective_classes(counts: np.ndarray) -> np.ndarray:
 def gini(sizes: np.ndarray) -> float:
     """Imbalance of the clients' sizes: G = Σ_i Σ_j |n_i - n_j| / (2 N² mean(n)).
 
+    0 for equal sizes, up to 1 - 1/N when one client holds everything.
+
     Args:
-        sizes: (N,) examples of every client.
-
-    Returns:
-        0 for equal sizes, to 1 - 1/N when one client holds everything.
-
-    Raises:
-        ValueError: If a size is negative or all are 0.
+        sizes: (N,) examples of every client; ValueError if one is negative or all are 0.
 
     Example:
         >>> gini([10, 10, 10, 10]), gini([0, 0, 0, 40])
@@ -123,7 +103,7 @@ def gini(sizes: np.ndarray) -> float:
 def client_gradients(
     task: Task, theta: Tensor, x: Tensor, y: Tensor, parts: list[np.ndarray]
 ) -> Tensor:
-    """∇L_k(theta) of every client, over all of its examples.
+    """∇L_k(theta) of every client, over all of its examples. (N, d)
 
     Args:
         task: The model and its loss.
@@ -131,9 +111,6 @@ def client_gradients(
         x: (n, ...).
         y: (n,).
         parts: N index arrays.
-
-    Returns:
-        (N, d).
 
     Example:
         >>> from fedlearn.model import softmax_regression
@@ -174,13 +151,7 @@ def gradient_dissimilarity(gradients: Tensor, p: Tensor) -> Dissimilarity:
 
     Args:
         gradients: (N, d), from :func:`client_gradients`.
-        p: (N,) weights summing to 1.
-
-    Returns:
-        A :class:`Dissimilarity`.
-
-    Raises:
-        ValueError: If the shapes don't fit, or p doesn't sum to 1.
+        p: (N,) weights summing to 1; ValueError if they don't, or don't fit.
 
     Example:
         >>> g = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -221,13 +192,7 @@ def drift(deltas: Tensor, p: Tensor) -> Drift:
 
     Args:
         deltas: (K, d) updates, ``Round.deltas``.
-        p: (K,) weights summing to 1, ``Round.p``.
-
-    Returns:
-        A :class:`Drift`.
-
-    Raises:
-        ValueError: If the shapes don't fit, or p doesn't sum to 1.
+        p: (K,) weights summing to 1, ``Round.p``; ValueError if they don't, or don't fit.
 
     Example:
         >>> d = drift(torch.tensor([[3.0, 4.0], [3.0, -4.0]]), torch.tensor([0.5, 0.5]))
@@ -245,17 +210,10 @@ def drift(deltas: Tensor, p: Tensor) -> Drift:
 
 
 def cosines(deltas: Tensor, p: Tensor) -> Tensor:
-    """Cosine of every client's update to the weighted mean; 0 where one of them is 0.
+    """Cosine of every client's update to the weighted mean, (K,); 0 where one of them is 0.
 
     Args:
-        deltas: (K, d).
-        p: (K,) weights summing to 1.
-
-    Returns:
-        (K,) from -1 to 1.
-
-    Raises:
-        ValueError: If the shapes don't fit, or p doesn't sum to 1.
+        deltas, p: As for :func:`drift`, which also says what raises.
 
     Example:
         >>> cosines(torch.tensor([[3.0, 4.0], [3.0, -4.0]]), torch.tensor([0.5, 0.5]))
@@ -274,13 +232,8 @@ def weight_divergence(theta: Tensor, reference: Tensor) -> float:
 
     Args:
         theta: (d,) federated parameters.
-        reference: (d,) those of the same recipe with all data in one place.
-
-    Returns:
-        A number >= 0.
-
-    Raises:
-        ValueError: If the shapes differ or the reference is 0.
+        reference: (d,) those of the same recipe with all data in one place; ValueError if it is 0
+            or of another shape.
 
     Example:
         >>> weight_divergence(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0]))
@@ -300,18 +253,13 @@ def weight_divergence(theta: Tensor, reference: Tensor) -> float:
 def client_metrics(
     task: Task, theta: Tensor, x: Tensor, y: Tensor, parts: list[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Loss and accuracy of one model on every client's own examples.
+    """Loss and accuracy of one model on every client's own examples, by name, (N,) each.
+
+    No accuracy for regression. Their spread is ``result["accuracy"].std()``, the worst client
+    ``.min()``.
 
     Args:
-        task: The model and its loss.
-        theta: (d,).
-        x: (n, ...).
-        y: (n,).
-        parts: N index arrays.
-
-    Returns:
-        {"loss": (N,), "accuracy": (N,)}; no accuracy for regression. Their spread is
-        ``result["accuracy"].std()``, the worst client ``.min()``.
+        task, theta, x, y, parts: As for :func:`client_gradients`.
 
     Example:
         >>> from fedlearn.model import softmax_regression

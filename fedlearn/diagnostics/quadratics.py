@@ -94,16 +94,10 @@ def of(A, b, p=None) -> Quadratics:  # type: ignore[no-untyped-def]
     """Quadratics from numbers, diagonals or matrices.
 
     Args:
-        A: (K,) curvatures in one dimension, (K, d) diagonals, or (K, d, d) matrices.
+        A: (K,) curvatures in one dimension, (K, d) diagonals, or (K, d, d) matrices, symmetric and
+            positive semi-definite, else ValueError.
         b: (K,) or (K, d) minima.
-        p: (K,) weights; None for 1/K each. They are scaled to sum 1.
-
-    Returns:
-        :class:`Quadratics`.
-
-    Raises:
-        ValueError: If shapes don't fit, a matrix is not symmetric positive semi-definite, or a
-            weight is not > 0.
+        p: (K,) weights > 0, else ValueError; None for 1/K each. They are scaled to sum 1.
 
     Example:
         >>> of([1.0, 4.0], [0.0, 1.0]).A.shape
@@ -131,17 +125,13 @@ def of(A, b, p=None) -> Quadratics:  # type: ignore[no-untyped-def]
 def random(
     K: int, d: int, rng: np.random.Generator, *, low: float = 0.5, high: float = 4.0
 ) -> Quadratics:
-    """K random quadratics in d dimensions, curvatures between ``low`` and ``high``.
+    """K random quadratics in d dimensions, equally weighted, curvatures from ``low`` to ``high``.
 
     Args:
         K: Clients.
         d: Dimensions.
         rng: Source of the draws.
-        low: Smallest curvature.
-        high: Largest.
-
-    Returns:
-        :class:`Quadratics` with equal weights.
+        low, high: Smallest and largest curvature.
 
     Example:
         >>> random(3, 2, np.random.default_rng(0)).b.shape

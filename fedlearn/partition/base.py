@@ -24,18 +24,12 @@ class Parts(list[np.ndarray]):
 
 
 def counts(parts: list[np.ndarray], labels: np.ndarray, classes: int) -> np.ndarray:
-    """How many examples of each label every client holds: the picture "who holds what".
+    """How many examples of each label every client holds, (N, C): the picture "who holds what".
 
     Args:
         parts: N index arrays.
         labels: (n,) integer class of each example.
-        classes: C.
-
-    Returns:
-        (N, C) integers.
-
-    Raises:
-        ValueError: If a label lies outside 0..C-1.
+        classes: C; ValueError if a label lies outside 0..C-1.
 
     Example:
         >>> counts([np.array([0, 1]), np.array([2])], np.array([0, 1, 1]), 2)
@@ -54,16 +48,10 @@ def counts(parts: list[np.ndarray], labels: np.ndarray, classes: int) -> np.ndar
 def summary(parts: list[np.ndarray], labels: np.ndarray, classes: int) -> str:
     """The partition as a table in plain text: sizes, number of labels, most frequent label.
 
+    A header, a line a client, and a last line for all of them.
+
     Args:
-        parts: N index arrays.
-        labels: (n,) integer class of each example.
-        classes: C.
-
-    Returns:
-        A header, a line a client, and a last line for all of them.
-
-    Raises:
-        ValueError: If a label lies outside 0..C-1.
+        parts, labels, classes: As for :func:`counts`, which also says what raises.
 
     Example:
         >>> print(summary([np.array([0, 1, 2]), np.array([3])], np.array([0, 0, 1, 1]), 2))
@@ -85,11 +73,8 @@ def save(parts: list[np.ndarray], path: str | Path) -> Path:
     """Write a partition as JSON, to a temporary name first: a file is there whole or not at all.
 
     Args:
-        parts: N index arrays.
-        path: Where to; replaced if it exists.
-
-    Returns:
-        The path.
+        parts: N index arrays, with a note or without.
+        path: Where to; replaced if it exists. It is returned.
 
     Example:
         >>> import tempfile
@@ -109,13 +94,10 @@ def save(parts: list[np.ndarray], path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> Parts:
-    """Read a partition that :func:`save` wrote.
+    """Read a partition that :func:`save` wrote, with its note.
 
     Args:
         path: Of the file.
-
-    Returns:
-        N index arrays, with their note.
 
     Raises:
         ValueError: If the file is no saved partition.

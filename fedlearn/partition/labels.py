@@ -18,25 +18,17 @@ def dirichlet_label(
 
     For every label c: q_c ~ Dir_N(alpha), and client k gets the share q_{c,k} of its examples.
     A small ``alpha`` hands most of a label to few clients; a large one deals evenly. Sizes differ.
+    ``note`` says how many clients had to be topped up.
 
     Args:
-        labels: (n,) class of each example.
-        n_clients: N.
-        rng: Source of the draws.
-        alpha: Concentration, > 0.
-        min_size: Every client ends up with at least this many examples.
-
-    Returns:
-        N index arrays; ``note`` says how many clients had to be topped up.
-
-    Raises:
-        ValueError: If ``alpha`` is not > 0, or N * min_size exceeds the number of examples.
+        labels, n_clients, rng: As for :func:`~fedlearn.partition.iid`.
+        alpha: Concentration, > 0, else ValueError.
+        min_size: Every client ends up with at least this many examples; ValueError if N * min_size
+            exceeds their number.
 
     Example:
-        >>> from fedlearn.rng import numpy_rng
         >>> y = np.repeat(np.arange(3), 40)
-        >>> parts = dirichlet_label(y, 4, numpy_rng(0), alpha=0.1)
-        >>> sum(len(p) for p in parts)
+        >>> sum(len(p) for p in dirichlet_label(y, 4, np.random.default_rng(0), alpha=0.1))
         120
 
     Reference:
@@ -61,37 +53,26 @@ def dirichlet_label(
 def dirichlet_client(
     labels: np.ndarray, n_clients: int, rng: np.random.Generator, alpha: float
 ) -> Parts:
-    r"""Give every client its own mix of labels, drawn from a symmetric Dirichlet, at equal sizes.
+    """Give every client its own mix of labels, drawn from a symmetric Dirichlet, at equal sizes.
 
     Client k draws p_k ~ Dir_C(alpha) and takes its n/N examples label by label from p_k. For C
     labels E[Σ_c p_{k,c}²] = (alpha + 1) / (C alpha + 1): the chance that two examples of one client
-    have the same label.
+    have the same label. Sizes differ by at most one. Labels run out: a client served late then
+    draws from what is left, in the proportions of its own p_k, as in the paper; its mix is less
+    extreme or more so than drawn.
 
     Args:
-        labels: (n,) class of each example.
-        n_clients: N.
-        rng: Source of the draws.
-        alpha: Concentration, > 0.
-
-    Returns:
-        N index arrays whose sizes differ by at most one.
-
-    Raises:
-        ValueError: If ``alpha`` is not > 0, or there are more clients than examples.
+        labels, n_clients, rng: As for :func:`~fedlearn.partition.iid`.
+        alpha: Concentration, > 0, else ValueError.
 
     Example:
-        >>> from fedlearn.rng import numpy_rng
         >>> y = np.repeat(np.arange(3), 40)
-        >>> [len(p) for p in dirichlet_client(y, 4, numpy_rng(0), alpha=0.1)]
+        >>> [len(p) for p in dirichlet_client(y, 4, np.random.default_rng(0), alpha=0.1)]
         [30, 30, 30, 30]
 
     Reference:
         Hsu, Qi, Brown, 2019, "Measuring the effects of non-identical data distribution for
         federated visual classification", §3 (with a uniform prior over labels).
-
-    Note:
-        Labels run out. A client served late then draws from what is left, in the proportions of its
-        own p_k, as in the paper; its mix is less extreme or more so than drawn.
     """
     labels = _classes("dirichlet_client", labels, n_clients)
     _positive("dirichlet_client", "alpha", alpha)
@@ -102,23 +83,16 @@ def dirichlet_client(
 def client_mixes(
     n_clients: int, classes: int, rng: np.random.Generator, alpha: float
 ) -> np.ndarray:
-    """The label mixes p_k that :func:`dirichlet_client` draws, before labels run out.
+    """The label mixes p_k, (N, C), that :func:`dirichlet_client` draws, before labels run out.
 
     Args:
         n_clients: N.
         classes: C.
         rng: Source of the draws.
-        alpha: Concentration, > 0.
-
-    Returns:
-        (N, C), rows summing to 1.
-
-    Raises:
-        ValueError: If ``alpha`` is not > 0.
+        alpha: Concentration, > 0, else ValueError.
 
     Example:
-        >>> from fedlearn.rng import numpy_rng
-        >>> p = client_mixes(2000, 10, numpy_rng(0), alpha=1.0)
+        >>> p = client_mixes(2000, 10, np.random.default_rng(0), alpha=1.0)
         >>> round(float((p**2).sum(1).mean()), 2)  # (1 + 1) / (10 + 1) = 0.18
         0.18
     """
@@ -139,23 +113,13 @@ def label_and_quantity(
     p_k ~ Dir_C(alpha), as in :func:`dirichlet_client`.
 
     Args:
-        labels: (n,) class of each example.
-        n_clients: N.
-        rng: Source of the draws.
-        alpha: Concentration of the label mixes, > 0.
-        size_alpha: Concentration of the sizes, > 0.
-
-    Returns:
-        N index arrays.
-
-    Raises:
-        ValueError: If a concentration is not > 0, or there are more clients than examples.
+        labels, n_clients, rng: As for :func:`~fedlearn.partition.iid`.
+        alpha: Concentration of the label mixes, > 0, else ValueError.
+        size_alpha: Concentration of the sizes, > 0, else ValueError.
 
     Example:
-        >>> from fedlearn.rng import numpy_rng
-        >>> y = np.repeat(np.arange(3), 40)
-        >>> parts = label_and_quantity(y, 4, numpy_rng(0), alpha=0.5, size_alpha=0.5)
-        >>> sum(len(p) for p in parts)
+        >>> y, rng = np.repeat(np.arange(3), 40), np.random.default_rng(0)
+        >>> sum(len(p) for p in label_and_quantity(y, 4, rng, alpha=0.5, size_alpha=0.5))
         120
 
     Reference:

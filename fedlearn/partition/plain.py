@@ -13,7 +13,7 @@ def iid(labels: np.ndarray, n_clients: int, rng: np.random.Generator) -> Parts:
     Args:
         labels: (n,) class of each example.
         n_clients: N, from 1 to n.
-        rng: Where the shuffle comes from, e.g. ``numpy_rng(seed, Use.PARTITION)``.
+        rng: Where the draws come from, e.g. ``numpy_rng(seed, Use.PARTITION)``.
 
     Returns:
         N index arrays.
@@ -22,8 +22,7 @@ def iid(labels: np.ndarray, n_clients: int, rng: np.random.Generator) -> Parts:
         ValueError: If there are more clients than examples, or fewer than one client.
 
     Example:
-        >>> from fedlearn.rng import numpy_rng
-        >>> [len(p) for p in iid(np.zeros(10, int), 3, numpy_rng(0))]
+        >>> [len(p) for p in iid(np.zeros(10, int), 3, np.random.default_rng(0))]
         [4, 3, 3]
     """
     labels = _check("iid", labels, n_clients)
@@ -35,22 +34,16 @@ def shards(
 ) -> Parts:
     """Sort by label, cut into N * per_client shards, deal ``per_client`` of them to every client.
 
+    Most clients then hold at most ``per_client`` labels.
+
     Args:
-        labels: (n,) class of each example.
-        n_clients: N.
-        rng: Source of the deal.
-        per_client: Shards a client gets; 2 in the paper.
-
-    Returns:
-        N index arrays; most clients hold at most ``per_client`` labels.
-
-    Raises:
-        ValueError: If there are more shards than examples.
+        labels, n_clients, rng: As for :func:`iid`.
+        per_client: Shards a client gets; 2 in the paper. ValueError if there are more shards than
+            examples.
 
     Example:
-        >>> from fedlearn.rng import numpy_rng
         >>> y = np.repeat(np.arange(4), 10)
-        >>> [len(p) for p in shards(y, 4, numpy_rng(0))]
+        >>> [len(p) for p in shards(y, 4, np.random.default_rng(0))]
         [10, 10, 10, 10]
 
     Reference:
@@ -71,22 +64,16 @@ def labels_per_client(
     """Every client holds exactly ``labels_each`` labels; a label's owners share it equally.
 
     Args:
-        labels: (n,) class of each example.
-        n_clients: N.
-        rng: Source of the draws.
+        labels, n_clients, rng: As for :func:`iid`.
         labels_each: Labels of one client, from 1 to the number of labels C.
-
-    Returns:
-        N index arrays.
 
     Raises:
         ValueError: If N * labels_each < C (a label would have no owner), labels_each > C, or a
             label has fewer examples than owners.
 
     Example:
-        >>> from fedlearn.rng import numpy_rng
-        >>> y = np.repeat(np.arange(4), 10)
-        >>> [len(set(y[p])) for p in labels_per_client(y, 4, numpy_rng(0), labels_each=2)]
+        >>> y, rng = np.repeat(np.arange(4), 10), np.random.default_rng(0)
+        >>> [len(set(y[p])) for p in labels_per_client(y, 4, rng, labels_each=2)]
         [2, 2, 2, 2]
 
     Reference:
@@ -126,21 +113,15 @@ def labels_per_client(
 def quantity(labels: np.ndarray, n_clients: int, rng: np.random.Generator, alpha: float) -> Parts:
     """Same mix of labels everywhere, uneven sizes: the sizes' shares are drawn from Dir_N(alpha).
 
+    ``note`` says how many clients had to be topped up to one example.
+
     Args:
-        labels: (n,) class of each example.
-        n_clients: N.
-        rng: Source of the draws.
-        alpha: Concentration, > 0; small means a few large clients.
-
-    Returns:
-        N index arrays; ``note`` says how many clients had to be topped up to one example.
-
-    Raises:
-        ValueError: If ``alpha`` is not > 0, or there are more clients than examples.
+        labels, n_clients, rng: As for :func:`iid`.
+        alpha: Concentration, > 0, else ValueError; small means a few large clients.
 
     Example:
-        >>> from fedlearn.rng import numpy_rng
-        >>> sum(len(p) for p in quantity(np.zeros(100, int), 5, numpy_rng(0), alpha=0.5))
+        >>> parts = quantity(np.zeros(100, int), 5, np.random.default_rng(0), alpha=0.5)
+        >>> sum(len(p) for p in parts)
         100
 
     Reference:
@@ -163,14 +144,8 @@ def by_attribute(attribute: np.ndarray, n_clients: int | None = None) -> Parts:
     into N runs of about equal size; a value is never split.
 
     Args:
-        attribute: (n,) value of every example.
-        n_clients: N; None for one client a value.
-
-    Returns:
-        N index arrays.
-
-    Raises:
-        ValueError: If there are fewer values than clients, or not one value an example.
+        attribute: (n,) value of every example, else ValueError.
+        n_clients: N; None for one client a value. ValueError if there are fewer values.
 
     Example:
         >>> by_attribute(np.array(["b", "a", "b", "c"]))

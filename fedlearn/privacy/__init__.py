@@ -4,21 +4,20 @@
 imported by what uses them: ``pip install 'fedlearn[privacy]'``, part of the lab.
 """
 
+from . import secure_aggregation
+from . import secure_aggregation as secure  # as lesson 12 calls the room
+from .accounting import calibrate, epsilon, epsilons, local_epsilon
 from .adaptive import adaptive_clip
-from .dp import (
-    calibrate,
-    dp_federate,
-    epsilon,
-    epsilons,
-    local_epsilon,
-    local_noise,
-    noise_multiplier,
-    private_mean,
+from .dp import dp_federate, local_noise, noise_multiplier, private_mean
+from .secure_aggregation import (
+    FixedPoint,
+    Refused,
+    Sum,
+    TooFew,
+    primitives,
+    secure_mean,
+    secure_sum,
 )
-from .fixed_point import FixedPoint
-from .masked import secure_mean
-from .protocol import Refused, TooFew
-from .secure import Sum, secure_sum
 
 __all__ = [
     "adaptive_clip",
@@ -34,6 +33,9 @@ __all__ = [
     "Refused",
     "Sum",
     "TooFew",
+    "primitives",
+    "secure",
+    "secure_aggregation",
     "secure_mean",
     "secure_sum",
 ]

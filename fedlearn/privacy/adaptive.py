@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..algorithms.base import Algorithm, Kept, Message, Reply, State
-from ..data import Shards
-from ..optim import check
+from ..batches import Shards
+from ..checks import check, not_negative, number, positive
 from ..transform import Pipeline, chain
 from .dp import blind, private_mean
 
@@ -77,11 +77,11 @@ def adaptive_clip(
     shifted bits is divided by q N and 1/2 added back; a round without a client then leaves S
     where it is, but for noise and gamma. The server's momentum belongs to ``method``.
     """
-    check("adaptive_clip", "z", z, 0 <= z < math.inf, ">= 0 and finite", 1.0)
-    check("adaptive_clip", "expected", expected, 0 < expected < math.inf, "> 0 and finite", 10)
-    check("adaptive_clip", "quantile", quantile, 0 <= quantile <= 1, "from 0 to 1", 0.5)
-    check("adaptive_clip", "lr", lr, 0 <= lr < math.inf, ">= 0 and finite", 0.2)
-    check("adaptive_clip", "start", start, 0 < start < math.inf, "> 0 and finite", 0.1)
+    not_negative("adaptive_clip", "z", z, 1.0)
+    positive("adaptive_clip", "expected", expected, 10)
+    check("adaptive_clip", "quantile", quantile, 0 <= number(quantile) <= 1, "from 0 to 1", 0.5)
+    not_negative("adaptive_clip", "lr", lr, 0.2)
+    positive("adaptive_clip", "start", start, 0.1)
     bound, scale = _shape(z, expected / 20 if bit_noise is None else bit_noise)
     method = blind(method)
 
@@ -114,12 +114,20 @@ def _shape(z: float, bit_noise: float) -> tuple[float, float]:
     if not z:  # no noise: any scale will do
         return math.sqrt(1.25), 1.0
     rule = f"> z / 2 = {z / 2:g} (None is q N / 20), so that the bits' noise alone would do"
-    check("adaptive_clip", "bit_noise", bit_noise, z / 2 < bit_noise < math.inf, rule, float(z))
+    check(
+        "adaptive_clip",
+        "bit_noise",
+        bit_noise,
+        z / 2 < number(bit_noise) < math.inf,
+        rule,
+        float(z),
+    )
     z_delta = (z**-2 - (2 * bit_noise) ** -2) ** -0.5
     return z_delta / z, z_delta / bit_noise  # the bound is √(1² + (scale / 2)²)
 
 
 def _without(state: State) -> State:
+    """The state of the method inside."""
     return {k: v for k, v in state.items() if k != "clip"}
 
 

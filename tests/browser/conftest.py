@@ -31,8 +31,8 @@ FREEZE = """(() => {
 
 SCRATCH = {  # name: what its panel is
     "scratch": "Panel()",
-    "clients": "Panel(parts=('loss', 'accuracy', 'holdings', 'client_curves'))",
-    "toy": "ToyPanel(clients=5)",
+    "toy": "Panel(dataset='toy', model='mlp', clients=5, "
+    "parts=('accuracy', 'holdings', 'boundary'), show=('clients', 'alpha', 'epochs', 'lr'))",
     "compare": "Compare()",
     "sweep": "Sweep(x=('epochs', (1, 2, 5)), y=('alpha', (0.1, 1, 10)), rounds=30, show=('lr',))",
 }

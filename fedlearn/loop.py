@@ -1,0 +1,362 @@
+"""The federated loop: broadcast, train locally, send, aggregate, repeat; and the run it makes."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import checkpoint as disk
+from .algorithms.base import Message, Reply, State, nbytes, payload
+from .checks import RoundFailed, check, is_whole, whole
+from .files import write_whole
+from .history import Diverged, History, Round
+from .participation import Call, uniform
+from .recipe import Memories, Recipe, no_reply
+from .simulated import Simulated
+from .transform import Context
+
+Evaluate = Callable[[Tensor], dict[str, float]]  # theta -> metrics
+Place = str | Path | None  # of a file
+
+
+class Clients(Protocol):
+    """Whoever answers a broadcast. Replies come back stacked, in the order of ``ctx.answered``."""
+
+    recipe: Recipe
+    count: int
+    device: torch.device
+
+    def memory(self) -> Memories:
+        """What the clients of a new run remember, {name: (N, ...)} each; the run keeps it."""
+
+    def run(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
+        """Train ``ctx.answered`` from ``message``. -> {name: (K, ...)}, what they remember now."""
+
+
+class Account(NamedTuple):
+    """What a run may spend: epsilon of differential privacy."""
+
+    budget: float
+    ledger: dict[str, float]  # what decides the sum
+    spent: Callable[[int], float]  # rounds -> the sum after them
+
+
+def loop(run: "Run") -> Iterator[Round]:
+    """The federated loop. What it knows between two rounds is the run's: it may begin anew."""
+    clients, recipe = run.clients, run.recipe
+    algorithm, pipeline, seed = recipe.algorithm, recipe.pipeline, recipe.seed
+    for t in range(run.t, run.rounds):
+        # fmt: off
+        ctx     = run.call(clients.count, seed, t)              # S_t is called; some or all answer
+        message = algorithm.message(run.state)                  # theta_t goes out
+        reply, memory = clients.run(message, ctx, run.memory)   # Delta_k and n_k come back
+        p       = reply["n"] / reply["n"].sum()                 # p_k = n_k / sum_j n_j
+        delta   = pipeline.combine(reply, p, ctx)               # sum_k p_k Delta_k, or another rule
+        server  = algorithm.server if len(p) or pipeline.on_server else algorithm.idle
+        state   = server(run.state, delta, reply, p)            # theta_{t+1}
+        # fmt: on
+        yield run.keep(ctx, message, reply, p, state, memory)
+
+
+class Run:
+    """A run under way: an iterator of :class:`Round` that owns all that it is.
+
+    Two runs over the same clients don't know of each other. A run outlives what ends a round:
+    ``next`` repeats the round that was interrupted, and begins the one after a round that failed.
+    Made by :func:`federate`.
+
+    Attributes:
+        t: Rounds done.
+        state: The server's: ``theta``, and what else the method keeps.
+        memory: What the clients remember, {name: (N, ...)}: the method's part, then each stage's.
+        history: :class:`History` of all rounds so far, those before a resume included.
+        account: What ``dp_federate`` may spend; else None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        clients: Clients,
+        call: Call,
+        rounds: int,
+        evaluate: Evaluate | None,
+        every: int,
+        *,
+        skip: int = 0,
+        recipe: Recipe | None = None,
+        loop: Callable[["Run"], Iterator[Round]] = loop,
+        account: Account | None = None,
+    ):
+        whole(name, "rounds", rounds)
+        whole(name, "every", every)
+        whole(name, "skip", skip, 0, example=3)
+        self.clients, self.call, self.rounds = clients, call, rounds
+        self.evaluate, self.every, self.skip = evaluate, every, skip
+        self.recipe, self.account = recipe or clients.recipe, account
+        theta = self.recipe.theta.detach().to(clients.device).clone()
+        self.t, self.state, self.memory = 0, self.recipe.algorithm.init(theta), clients.memory()
+        self.history = History(theta=theta)
+        self._loop = loop
+        self._rounds: Iterator[Round] | None = None  # None: to begin anew from what the run is
+        self._done: tuple[Round, State, Memories] | None = None  # computed, not yet written down
+        self._path: Path | None = None
+        self._save_every = 1
+
+    def __iter__(self) -> "Run":
+        return self
+
+    def __next__(self) -> Round:
+        try:
+            self._settle()
+            if self.over:
+                self.history.stopped = "the budget allows no further round" * (self.t < self.rounds)
+                raise StopIteration
+            rounds, self._rounds = self._rounds or self._loop(self), None
+            try:
+                r = next(rounds)
+                self._rounds = rounds
+            except RoundFailed as e:
+                r = self._give_up(e)
+            if self._path and (self.t % self._save_every == 0 or self.over):
+                self.save()
+            return r
+        except StopIteration:
+            raise
+        except BaseException as e:  # Ctrl-C, too
+            self._leave(e)
+            raise
+
+    @property
+    def over(self) -> bool:
+        """Whether no round follows: all are done, or the budget allows none."""
+        return self.t >= self.rounds or not self._affords(self.t + 1)
+
+    def _affords(self, rounds: int) -> bool:
+        return self.account is None or self.account.spent(rounds) <= self.account.budget
+
+    def keep(
+        self,
+        ctx: Context,
+        message: Message,
+        reply: Reply,
+        p: Tensor,
+        state: State,
+        memory: Memories = (),
+        **metrics: float,
+    ) -> Round:
+        """The books of a round, the same for each: check theta, evaluate, write it down.
+
+        Raises:
+            Diverged: If theta is no longer finite; nothing of the round is kept.
+        """
+        t, theta, heard = self.t, state["theta"], len(p) > 0
+        if not bool(theta.isfinite().all()):
+            bad = ~reply["delta"].isfinite().all(1).cpu().numpy()
+            raise Diverged(t, ctx.answered[bad].tolist(), self.history)
+        last = t + 1 == self.rounds or not self._affords(t + 2)
+        if self.evaluate and ((t + 1) % self.every == 0 or last):
+            metrics |= self.evaluate(theta)
+        if self.account:
+            metrics["epsilon"] = self.account.spent(t + 1)
+        loss = float(p @ reply["loss"] / p.sum()) if heard else math.nan
+        clock = float(reply["seconds"].max()) if heard and "seconds" in reply else math.nan
+        who, delta, moved = ctx.answered, reply["delta"], (nbytes(message), payload(reply))
+        r = Round(t, theta.clone(), who, delta, p, loss, *moved, metrics, ctx.called, clock)
+        self.history.check(r)
+        self._done = r, state, memory  # from here on the round has happened, whatever comes
+        self._settle()
+        return r
+
+    def _settle(self) -> None:
+        """Write a round down; each line may be done twice, so Ctrl-C between two does no harm."""
+        if self._done is None:
+            return
+        r, state, memory = self._done
+        if len(self.history) == r.t:
+            self.history.add(r)
+        who = torch.from_numpy(r.answered).to(self.clients.device)
+        for mine, now in zip(self.memory, memory):
+            for name, rows in now.items():
+                mine[name][who] = rows
+        self.history.stopped = ""
+        self.state, self.t, self._done = state, r.t + 1, None
+
+    def _give_up(self, why: RoundFailed) -> Round:
+        """A round that failed is on the books as if nobody had answered; ``skip`` of them may."""
+        nobody = self.call(self.clients.count, self.recipe.seed, self.t).keep(np.zeros(0, int))
+        message = self.recipe.algorithm.message(self.state)
+        reply, _ = no_reply(self.recipe, message, nobody)
+        state = self.recipe.algorithm.idle(self.state, reply["delta"], reply, reply["n"])
+        r = self.keep(nobody, message, reply, reply["n"], state)  # no client remembers anything new
+        self.history.failed[r.t] = str(why)
+        if len(self.history.failed) > self.skip:
+            raise why
+        return r
+
+    def _leave(self, e: BaseException) -> None:
+        """Nothing is lost: the history goes with the error, the last whole round to the disk."""
+        self._settle()
+        setattr(e, "history", self.history)  # noqa: B010 (no attribute that errors declare)
+        said = [] if isinstance(e, RoundFailed) else [str(e) or type(e).__name__]
+        try:
+            if self._path and self.t:
+                self.save()
+        except Exception as why:  # what ended the round is still the one to know
+            said.append(f"the checkpoint could not be written: {why}")
+            e.add_note(said[-1])
+        self.history.stopped = "; ".join(said)
+
+    # -- to the disk and back ----------------------------------------------------------------------
+
+    def save(self, path: Place = None) -> Path:
+        """Write all that the run is, to ``path`` or to its ``checkpoint``; whole or not at all."""
+        to, value = disk.claim(path or self._path), self.value()
+        disk.check_plain(value)
+        return write_whole(to, disk.encode(value))
+
+    @cached_property
+    def made(self) -> dict[str, Any]:
+        """What the run is made of, flat: what a checkpoint of it must find again."""
+        how = {"recipe": self.recipe, "cohort": self.call, "loop": self._loop}
+        how |= {"privacy": self.account and self.account.ledger, "clients": self.clients.count}
+        if isinstance(self.clients, Simulated):
+            how["data"] = self.clients.data()
+        return disk.describe(how, "run")
+
+    def value(self) -> dict[str, Any]:
+        """All that the run is, in plain values and tensors."""
+        kept = ("columns", "stopped", "failed")
+        history = {name: vars(self.history)[name] for name in kept}
+        now = {name: vars(self)[name] for name in ("t", "state", "memory")}
+        return {"made": self.made, "history": history, **now}
+
+    def begin(self, checkpoint: Place, save_every: int, resume: "Place | Run | bool") -> "Run":
+        """Go on where another run was, and write checkpoints, if asked for. -> self
+
+        Raises:
+            ValueError: If a file is damaged or of another recipe, or the state can't be written.
+        """
+        whole("checkpoint", "save_every", save_every)
+        if checkpoint is not None or resume is True:
+            self._path, self._save_every = disk.claim(checkpoint), save_every
+            disk.check_plain(self.value())
+            resume = self._path.exists() and self._path if resume is True else resume
+        if not resume:
+            return self
+        if isinstance(resume, Run):
+            then = copy.deepcopy(resume.value())
+        else:
+            then = disk.decode(Path(resume).read_bytes(), resume, self.clients.device)
+        disk.check_same(then["made"], self.made)
+        self.t, self.state, self.memory = then["t"], then["state"], tuple(then["memory"])
+        self.history = History(**then["history"], theta=self.state["theta"])
+        return self
+
+
+def federate(
+    clients: Clients,
+    *,
+    rounds: int,
+    cohort: int | Call | None = None,
+    evaluate: Evaluate | None = None,
+    every: int = 1,
+    skip: int = 0,
+    checkpoint: Place = None,
+    save_every: int = 1,
+    resume: Place | Run | bool = None,
+) -> Run:
+    """Run federated rounds, yielding each as it ends. The loop itself is :func:`loop`.
+
+    Args:
+        clients: Where the clients are, with the run's recipe, e.g. :class:`Simulated`.
+        rounds: How many, those before a resume included.
+        cohort: K, clients drawn for each round, without replacement; None for all of them. Or
+            another way to call them, from :mod:`fedlearn.participation`.
+        evaluate: theta (d,) -> metrics, e.g. ``model.evaluator(task, data.x_test, data.y_test)``.
+        every: Evaluate every so many rounds, and after the last.
+        skip: Rounds of the run that may fail for a reason that the next may not have, a cohort too
+            small for its rule, say. They change nothing, and ``history.failed`` lists them.
+        checkpoint: A file for all that the run is, written after rounds and when anything ends it.
+        save_every: Write it every so many rounds, and after the last.
+        resume: Go on where another run is: the path of a checkpoint, or a :class:`Run`, which stays
+            as it is; True for ``checkpoint``, if it is there. Same bits as in one go.
+
+    Returns:
+        A :class:`Run`, an iterator of :class:`Round`; nothing is trained before its first ``next``.
+
+    Raises:
+        ValueError: At once, if a number is out of range, or a checkpoint damaged or of another
+            recipe.
+        Diverged: From the iterator, when a parameter becomes inf or NaN.
+        RoundFailed: From the iterator, beyond ``skip``; ``next`` begins the next round. Whatever
+            ends a round, the error carries ``history``.
+
+    Example:
+        >>> from fedlearn import Recipe, algorithms, data, model, partition
+        >>> from fedlearn.rng import Use, numpy_rng
+        >>> digits = data.load("digits")
+        >>> task = model.softmax_regression(64, 10)
+        >>> parts = partition.iid(digits.y, 20, numpy_rng(0, Use.PARTITION))
+        >>> recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0, epochs=5)
+        >>> clients = Simulated(recipe, digits.x, digits.y, parts)
+        >>> test = model.evaluator(task, digits.x_test, digits.y_test)
+        >>> *_, last = federate(clients, rounds=10, cohort=10, evaluate=test)
+        >>> last.metrics["accuracy"] > 0.9
+        True
+    """
+    if cohort is None or callable(cohort):
+        call = cohort or uniform()
+    else:
+        N = clients.count
+        rule = f"an integer from 1 to the population's {N} clients"
+        check("federate", "cohort", cohort, is_whole(cohort, 1, N), rule, max(1, N // 2))
+        call = uniform(cohort)
+    run = Run("federate", clients, call, rounds, evaluate, every, skip=skip)
+    return run.begin(checkpoint, save_every, resume)
+
+
+def collect(rounds: Iterable[Round], *, progress: int | None = None) -> History:
+    """Run to the end and keep the numbers. What came before Ctrl-C or a divergence is kept too.
+
+    Args:
+        rounds: What :func:`federate` returns, or any rounds.
+        progress: How many rounds to expect: shows a progress bar. None: no bar.
+
+    Returns:
+        A :class:`History`. If the run was interrupted or diverged, ``stopped`` says why and a
+        ``RuntimeWarning`` is given; ``collect(run)`` goes on with an interrupted one.
+
+    Raises:
+        Exception: Any other that ends the run, with the history so far as its ``history``.
+
+    Example:
+        >>> collect([]).columns
+        {}
+    """
+    history = rounds.history if isinstance(rounds, Run) else History()
+    shown = rounds
+    if progress is not None:
+        from tqdm.auto import tqdm
+
+        shown = tqdm(rounds, total=progress, unit="round")
+    try:
+        for r in shown:
+            if not isinstance(rounds, Run):  # a run keeps its own
+                history.add(r)
+    except (Diverged, KeyboardInterrupt) as e:
+        if isinstance(rounds, Run) and not hasattr(e, "history"):  # between two rounds
+            rounds._leave(e)
+        history.stopped = history.stopped or str(e) or type(e).__name__
+        warnings.warn(history.stopped, RuntimeWarning, stacklevel=2)
+    except Exception as e:
+        setattr(e, "history", history)  # noqa: B010
+        e.add_note(f"The {len(history)} rounds before are kept, as the error's `history`.")
+        raise
+    return history
