@@ -328,7 +328,7 @@ def test_server_sgd_is_a_step_against_the_gradient():
     assert theta.tolist() == [0.0, 3.0]
 
 
-# -- 4. quadratics: exact fixed points ------------------------------------------------------------
+# -- 4. quadratics: exact fixed points -------------------------------------------------------------
 
 
 def fixed_point(algorithm, problem, *, epochs, batch=None, pipeline=None):

@@ -43,7 +43,7 @@ def trained():
 
 @pytest.mark.parametrize("make", [lambda: softmax_regression(64, 10), lambda: mlp(64, 10)])
 def test_one_gradient_of_a_linear_layer_is_the_picture(make):
-    """An error of at most 1e-6 in float32, and every row alone says the same."""
+    """Error <= 1e-6 in float32."""
     task = make()
     for i in range(100):
         W, b = layers(slope(task, DIGITS.x[i : i + 1], DIGITS.y[i : i + 1]), 64, 10)
@@ -115,7 +115,7 @@ def test_the_label_by_its_sign_on_a_hundred_untrained_networks():
     for i in range(100):
         task = mlp(64, 32, 10, seed=i)
         _, _, W, b = layers(slope(task, DIGITS.x[i : i + 1], DIGITS.y[i : i + 1]), 64, 32, 10)
-        assert int((b < 0).sum()) == 1, "not the only negative bias gradient"
+        assert int((b < 0).sum()) == 1, "one negative bias gradient, the label's"
         assert reveal_label(b) == reveal_label(W) == DIGITS.y[i]
 
 

@@ -1,4 +1,4 @@
-"""Numbers that must come out, counted on the models themselves."""
+"""Numbers known beforehand that must come out, counted on the models themselves."""
 
 from __future__ import annotations
 
