@@ -20,7 +20,8 @@ PLAIN = (bool, int, float, str, type(None), dict, list, tuple)
 
 
 def encode(content: dict[str, Any]) -> bytes:
-    """Plain values and tensors as the bytes of a file."""
+    """Plain values and tensors as the bytes of a file; ValueError for what could not be read."""
+    _check_plain(content)
     buffer = io.BytesIO()
     torch.save(content, buffer)
     data = buffer.getvalue()
@@ -43,23 +44,21 @@ def decode(content: bytes, path: str | Path, device: torch.device | str = "cpu")
 
 def claim(path: str | Path | None) -> Path:
     """The path for a checkpoint, refused early where it can't be written or is somebody's file."""
-    ok = path is not None and Path(path).parent.is_dir()
-    check("checkpoint", "the path", path, ok, "a file in a folder that exists", "'run.ckpt'")
-    path = Path(str(path))
-    free = not path.exists() or (path.is_file() and path.read_bytes()[: len(MAGIC)] == MAGIC)
-    rule = "new or a checkpoint of fedlearn: it would overwrite another file"
-    check("checkpoint", "the path", str(path), free, rule, "'run.ckpt'")
-    return path
+    to, rule = Path(str(path)), "a new file in a folder that exists, or a checkpoint of fedlearn"
+    ours = to.is_file() and to.read_bytes()[: len(MAGIC)] == MAGIC
+    ok = path is not None and (ours or (to.parent.is_dir() and not to.exists()))
+    check("checkpoint", "the path", path and str(path), ok, rule, "'run.ckpt'")
+    return to
 
 
-def check_plain(value: Any, where: str = "the run") -> None:
+def _check_plain(value: Any, where: str = "the run") -> None:
     """Refuse what could not be read back before a run is made and lost."""
     rule = "tensors, numbers and text; dicts, lists and tuples of them"
     ok = type(value) in PLAIN or isinstance(value, Tensor)
     check("checkpoint", where, type(value).__name__, ok, rule, "torch.as_tensor(...)")
     if isinstance(value, (dict, list, tuple)):
         for k, v in value.items() if isinstance(value, dict) else enumerate(value):
-            check_plain(v, f"{where}[{k!r}]")
+            _check_plain(v, f"{where}[{k!r}]")
 
 
 def check_same(there: dict[str, Any], here: dict[str, Any]) -> None:

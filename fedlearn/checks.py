@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -45,12 +46,8 @@ def whole(
 
 def number(value: Any) -> float:
     """A real number, NumPy's or a tensor of one too, as a float; NaN for anything else."""
-    if isinstance(value, (bool, np.bool_, str, bytes)) or value is None:
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        return math.nan
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
 
 
 def positive(name: str, argument: str, value: Any, example: Any = 0.1) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from .checks import check
-from .files import write_whole
+from .partition.files import write_whole
 
 OWN = ("round", "bytes", "train_loss", "seconds")  # columns that no metric may be called
 
@@ -177,8 +177,7 @@ class History:
     def to_csv(self, path: str | Path) -> Path:
         """The columns as CSV, a row a round; NaN is an empty cell."""
         text = io.StringIO()
-        csv.writer(text).writerow(self.columns)
-        csv.writer(text).writerows(map(_plain, row) for row in zip(*self.columns.values()))
+        csv.writer(text).writerows([self.columns, *zip(*self.plain()["columns"].values())])
         return write_whole(path, text.getvalue().encode())
 
     @classmethod

@@ -1,6 +1,5 @@
 """The federated loop: broadcast, train locally, send, aggregate, repeat; and the run it makes."""
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from . import checkpoint as disk
 from .algorithms.base import Message, Reply, State, nbytes, payload
-from .checks import RoundFailed, check, is_whole, whole
+from .checks import RoundFailed, whole
 from .diagnostics import describe
-from .files import write_whole
 from .history import Diverged, History, Round
 from .participation import Call, uniform
+from .partition.files import write_whole
 from .recipe import Memories, Recipe, no_reply
 from .simulated import Simulated
 from .transform import Context
@@ -201,30 +200,26 @@ class Run:
         """Nothing is lost: the history goes with the error, the last whole round to the disk."""
         self._settle()
         setattr(e, "history", self.history)  # noqa: B010 (no attribute that errors declare)
-        said = [] if isinstance(e, RoundFailed) else [str(e) or type(e).__name__]
+        self.history.stopped = "" if isinstance(e, RoundFailed) else str(e) or type(e).__name__
         try:
             if self._path and self.t:
                 self.save()
         except Exception as why:  # what ended the round is still the one to know
-            said.append(f"the checkpoint could not be written: {why}")
-            e.add_note(said[-1])
-        self.history.stopped = "; ".join(said)
+            self.history.stopped += (said := f"; the checkpoint could not be written: {why}")
+            e.add_note(said[2:])
 
     # -- to the disk and back ----------------------------------------------------------------------
 
     def save(self, path: Place = None) -> Path:
         """Write all that the run is, to ``path`` or to its ``checkpoint``; whole or not at all."""
-        to, value = disk.claim(path or self._path), self.value()
-        disk.check_plain(value)
-        return write_whole(to, disk.encode(value))
+        return write_whole(disk.claim(path or self._path), disk.encode(self.value()))
 
     @cached_property
     def made(self) -> dict[str, Any]:
         """What the run is made of, flat: what a checkpoint of it must find again."""
-        how = {"recipe": self.recipe, "cohort": self.call, "loop": self.loop}
+        data = self.clients.data() if isinstance(self.clients, Simulated) else None
+        how = {"recipe": self.recipe, "cohort": self.call, "loop": self.loop, "data": data}
         how |= {"privacy": self.account and self.account.ledger, "clients": self.clients.count}
-        if isinstance(self.clients, Simulated):
-            how["data"] = self.clients.data()
         return describe(how, "run")
 
     def value(self) -> dict[str, Any]:
@@ -241,14 +236,15 @@ class Run:
         whole("checkpoint", "save_every", save_every)
         if checkpoint is not None or resume is True:
             self._path, self._save_every = disk.claim(checkpoint), save_every
-            disk.check_plain(self.value())
+            disk.encode(self.value())  # what can't be written is refused now
             resume = self._path.exists() and self._path if resume is True else resume
         if not resume:
             return self
         if isinstance(resume, Run):
-            then = copy.deepcopy(resume.value())
+            content, where = disk.encode(resume.value()), "of another run"
         else:
-            then = disk.decode(Path(resume).read_bytes(), resume, self.clients.device)
+            content, where = Path(resume).read_bytes(), str(resume)
+        then = disk.decode(content, where, self.clients.device)
         disk.check_same(then["made"], self.made)
         self.t, self.state, self.memory = then["t"], then["state"], tuple(then["memory"])
         self.history = History(**then["history"], theta=self.state["theta"])
@@ -306,13 +302,9 @@ def federate(
         >>> last.metrics["accuracy"] > 0.9
         True
     """
-    if cohort is None or callable(cohort):
-        call = cohort or uniform()
-    else:
-        N = clients.count
-        rule = f"an integer from 1 to the population's {N} clients"
-        check("federate", "cohort", cohort, is_whole(cohort, 1, N), rule, max(1, N // 2))
-        call = uniform(cohort)
+    if cohort is not None and not callable(cohort):
+        whole("federate", "cohort", cohort, 1, clients.count, max(1, clients.count // 2))
+    call = cohort if callable(cohort) else uniform(cohort)
     run = Run("federate", clients, clients.recipe, call, rounds, evaluate, every, skip)
     return run.begin(checkpoint, save_every, resume)
 
@@ -346,8 +338,6 @@ def collect(rounds: Iterable[Round], *, progress: int | None = None) -> History:
             if not isinstance(rounds, Run):  # a run keeps its own
                 history.add(r)
     except (Diverged, KeyboardInterrupt) as e:
-        if isinstance(rounds, Run) and not hasattr(e, "history"):  # between two rounds
-            rounds._leave(e)
         history.stopped = history.stopped or str(e) or type(e).__name__
         warnings.warn(history.stopped, RuntimeWarning, stacklevel=2)
     except Exception as e:

@@ -66,10 +66,8 @@ def mlp(*dims: int, seed: int = 0) -> Task:
         hs = [x]
         for i in range(last + 1):
             W, b = layers[2 * i], layers[2 * i + 1]
-            if W.dim() == 3:
-                z = torch.baddbmm(b.unsqueeze(-2), hs[-1], W.mT)
-            else:
-                z = F.linear(hs[-1], W, b)
+            many = W.dim() == 3  # K clients at once
+            z = torch.baddbmm(b.unsqueeze(-2), hs[-1], W.mT) if many else F.linear(hs[-1], W, b)
             hs.append(z.relu_() if i < last else z)
         return hs
 

@@ -6,7 +6,6 @@ Every draw is a function of (seed, use, round, client). ValueError for a number 
 once, or from the call where it needs N.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,9 +70,9 @@ def weighted(k: int, weight: Sequence[float], *, replace: bool = False) -> Call:
     "On the convergence of FedAvg on non-IID data", Scheme I.
     """
     whole("weighted", "k", k)
-    w = _numbers("weighted", "weight", weight)
-    top = math.inf if replace else np.count_nonzero(w)
-    good = w.ndim == 1 and np.isfinite(w).all() and (w >= 0).all() and k <= top and w.sum() > 0
+    w = np.asarray(weight)
+    good = w.dtype.kind in "iufb" and w.ndim == 1 and np.isfinite(w).all() and (w >= 0).all()
+    good = good and w.sum() > 0 and (replace or k <= np.count_nonzero(w))
     rule = "N finite numbers >= 0, at least k of them > 0"
     check("weighted", "weight", weight, bool(good), rule, [1, 2, 3])
 
@@ -196,20 +195,13 @@ def _happens(name: str, p: np.ndarray, n: int, seed: int, use: Use, t: int) -> n
     return _draws(n, seed, use, t) < p
 
 
-def _numbers(name: str, argument: str, values: Any) -> np.ndarray:
-    """One number, or many (a mask is 0 and 1), as floats; no text."""
-    array = np.asarray(values)
-    ok = array.dtype.kind in ("iufb" if array.ndim else "iuf")
-    check(name, argument, values, ok, "one number, or one a client", 0.3)
-    return array.astype(float)
-
-
 def _chances(name: str, argument: str, values: Any) -> np.ndarray:
-    """One probability, or one a client, as floats."""
-    p = _numbers(name, argument, values)
-    ok = p.ndim < 2 and bool(((p >= 0) & (p <= 1)).all())
-    check(name, argument, p.tolist(), ok, "one probability, or one a client", 0.3)
-    return p
+    """One probability, or one a client, as floats; no text."""
+    p = np.asarray(values)
+    kind = p.dtype.kind in ("iufb" if p.ndim else "iuf")  # a mask is 0 and 1
+    ok = kind and p.ndim < 2 and bool(((p >= 0) & (p <= 1)).all())
+    check(name, argument, values, ok, "one probability, or one a client", 0.3)
+    return p.astype(float)
 
 
 def _each(name: str, argument: str, values: np.ndarray, n: int) -> None:

@@ -8,6 +8,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from .checks import whole
+
 
 class Use(IntEnum):
     """What a draw is for: the first element of its path, so that two uses never share numbers."""
@@ -42,8 +44,7 @@ def numpy_rng(seed: int, *path: int) -> np.random.Generator:
         [70, 82, 70]
     """
     for value in (seed, *path):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-            raise ValueError(f"numpy_rng: wants integers >= 0, got {value!r}, e.g. numpy_rng(0, 3)")
+        whole("numpy_rng", "every number", value, 0, example=3)
     # spawn_key, not one longer seed: SeedSequence([0]) and SeedSequence([0, 0]) are the same
     return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=tuple(map(int, path))))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .algorithms import Message, Reply
 from .algorithms.base import nbytes, payload
-from .checks import whole
+from .checks import check, whole
 from .data import check_population
 from .fleet import Fleet
 from .recipe import Memories, Recipe, client_step, shards_of
@@ -83,11 +83,9 @@ class Simulated:
             {"delta": (K, d), "n": (K,), "loss": (K,), ...}, and what they remember now (K, ...).
         """
         who = ctx.answered
-        if any(memory) and len(np.unique(who)) < len(who):
-            raise ValueError(
-                "Simulated: a client that remembers something can't be in a cohort twice; draw "
-                "without replacement, e.g. weighted(k, sizes, replace=False)"
-            )
+        once = not any(memory) or len(np.unique(who)) == len(who)
+        rule = "without a client twice, for they remember something: draw without replacement"
+        check("Simulated", "the cohort", who, once, rule, "weighted(k, sizes, replace=False)")
         if len(who) <= self.chunk:
             return self._train(message, ctx, memory)
         order = np.argsort([len(self.parts[k]) for k in who], kind="stable")

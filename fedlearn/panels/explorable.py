@@ -11,13 +11,14 @@ from typing import Any
 
 import ipywidgets as W
 
+from ..partition.files import write_whole
 from . import kernel
 from .controls import has_value, value_of
 from .engine import Engine, Frame, Snapshot
 from .figure import figure, png
 from .parts.base import Part
 from .parts.readout import Readout, Status
-from .save import claim, fill, table
+from .save import claim, table
 from .words import flat, words
 
 _SAVE = (
@@ -122,7 +123,7 @@ class Explorable:
         """
         snapshot = self.engine.snapshot()
         data, picture = claim(self._stem(snapshot), [".csv", ".png"])
-        fill(data, self._table(snapshot))
+        write_whole(data, self._table(snapshot))
         self.status.news = f"Saved {data.name} and {picture.name} in {data.parent}"
         if self._loop is not None and self._loop.is_running():
             self._loop.call_soon_threadsafe(self._draw_file, picture)
@@ -237,7 +238,7 @@ class Explorable:
         return table(s.columns, s.params)
 
     def _draw_file(self, path: Path) -> None:
-        fill(path, png(self.figure()))
+        write_whole(path, png(self.figure()))
 
     def _repr_mimebundle_(
         self, include: Any = None, exclude: Any = None

@@ -6,7 +6,6 @@ import csv
 import io
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,19 +32,6 @@ def claim(stem: str, endings: Sequence[str], folder: Path | None = None) -> list
             for p in made:
                 p.unlink()
             n += 1
-
-
-def fill(path: Path, content: bytes) -> None:
-    """Replace a reserved file in one go: nobody ever reads half of it."""
-    handle, temp = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(content)
-        os.chmod(temp, path.stat().st_mode & 0o777)
-        os.replace(temp, path)
-    except BaseException:
-        os.unlink(temp)
-        raise
 
 
 def table(columns: Mapping[str, Any], params: Mapping[str, Any]) -> bytes:

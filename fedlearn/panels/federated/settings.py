@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 from typing import Any
 
 from ...algorithms import Algorithm
+from ...checks import check, is_whole, number, one_of, positive
 from ...model import Task
 from ..words import SHORT, words
 
@@ -109,33 +109,22 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, known in (_ONE_OF | {"method": (*METHODS,)}).items():
-            own = name == "method" and callable(self.method)
-            fine = own or getattr(self, name) in known
-            self._must(fine, name, f"one of {', '.join(known)}", known[0])
+            if not (name == "method" and callable(self.method)):
+                one_of("panel", name, getattr(self, name), known)
         for name in _WHOLE:
             v, low = getattr(self, name), int(name != "seed")
             none = f", or None for {_OR_NONE[name]}" if name in _OR_NONE else ""
-            whole = isinstance(v, Integral) and not isinstance(v, bool) and int(v) >= low
-            fine = whole or (v is None and bool(none))
-            self._must(fine, name, f"an integer >= {low}{none}", 5)
+            fine = is_whole(v, low) or (v is None and bool(none))
+            check("panel", name, v, fine, f"an integer >= {low}{none}", 5)
         for name in ("alpha", "size_alpha", "lr", "server_lr"):
-            self._must(0 < self._number(name) < math.inf, name, "> 0 and finite", 0.5)
+            positive("panel", name, getattr(self, name), 0.5)
         for name, top in _MOST.items():
             rule = f"from 0 to {top:g}" if top < math.inf else ">= 0"
-            self._must(0 <= self._number(name) <= top, name, rule, 0.5)
+            v = getattr(self, name)
+            check("panel", name, v, 0 <= number(v) <= top, rule, 0.5)
         most = f"at most clients={self.clients}"
-        self._must((self.cohort or 1) <= self.clients, "cohort", most, max(1, self.clients // 2))
-
-    def _number(self, name: str) -> float:
-        v = getattr(self, name)
-        return float(v) if isinstance(v, Real) and not isinstance(v, bool) else math.nan
-
-    def _must(self, fine: bool, name: str, rule: str, example: Any) -> None:
-        if not fine:
-            given = getattr(self, name)
-            raise ValueError(
-                f"panel: {name} must be {rule}, got {given!r}, e.g. {name}={example!r}"
-            )
+        fine = (self.cohort or 1) <= self.clients
+        check("panel", "cohort", self.cohort, fine, most, max(1, self.clients // 2))
 
     def applies(self, name: str) -> bool:
         """Whether a setting makes a difference to this run."""
