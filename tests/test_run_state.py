@@ -160,6 +160,11 @@ def test_over_flower_runs_do_not_know_of_each_other(method, identity):
     for turn in "abbaababab":
         got[turn].append(runs.bits(next(a if turn == "a" else b).theta))
     assert got == {"a": expected, "b": expected}
+    other = thetas(federate(grid_clients(method), rounds=ROUNDS, cohort=4))
+    a, b, got = start(), federate(clients, rounds=ROUNDS, cohort=4), {"a": [], "b": []}
+    for turn in "abbaababab":
+        got[turn].append(runs.bits(next(a if turn == "a" else b).theta))
+    assert got == {"a": expected, "b": other}
 
 
 @pytest.mark.parametrize("method", OVER_FLOWER)
