@@ -43,7 +43,8 @@ def adaptive(p: Problem) -> Simulated:
 
 
 def _federate(clients: Any, cohort: Any = 5, **how: Any) -> Run:
-    return federate(clients, **{"rounds": ROUNDS, "evaluate": look, "every": 2, **how}, cohort=cohort)  # fmt: skip
+    how = {"rounds": ROUNDS, "evaluate": look, "every": 2, **how}
+    return federate(clients, cohort=cohort, **how)
 
 
 def _private(clients: Any, q: float = 0.5, delta: float = 1e-2, **how: Any) -> Run:

@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -111,7 +112,7 @@ def test_the_noise_of_a_resumed_run_is_the_next_rounds_and_not_the_first_again(t
     run = made(checkpoint=tmp_path / "a")
     thetas = [TASK.theta0, *[next(run).theta for _ in range(3)]]
     thetas += [r.theta for r in made(resume=tmp_path / "a")]
-    steps = torch.stack([b - a for a, b in zip(thetas, thetas[1:])])
+    steps = torch.stack([b - a for a, b in itertools.pairwise(thetas)])
     assert steps.std() == pytest.approx(1 / 8, rel=0.1)
     off = torch.corrcoef(steps) - torch.eye(6, dtype=torch.float64)
     assert off.abs().max() < 0.5  # two draws of 73 numbers: 0.5 is four standard deviations
@@ -593,7 +594,8 @@ def private(q=0.5, delta=1e-2, z=1.0, bound=0.5, **how):
 @pytest.mark.parametrize(
     "other, words",
     [({"q": 0.25}, "privacy.q was 0.5, is 0.25"), ({"delta": 1e-3}, "privacy.delta was 0.01, is"),
-     ({"z": 1.1}, "privacy.z was 1.0, is 1.1"), ({"bound": 0.25}, "was 'clip(0.5)', is 'clip(0.25)'")],
+     ({"z": 1.1}, "privacy.z was 1.0, is 1.1"),
+     ({"bound": 0.25}, "was 'clip(0.5)', is 'clip(0.25)'")],
 )  # fmt: skip
 def test_another_privacy_is_refused(other, words, tmp_path):
     path = tmp_path / "a"

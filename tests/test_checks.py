@@ -41,7 +41,8 @@ def go(**kw):
 
 
 def late(**kw):
-    return asynchronous(clients(fleet=fleet(8)), **{"rounds": 2, "concurrency": 4, "buffer": 2, **kw})  # fmt: skip
+    how = {"rounds": 2, "concurrency": 4, "buffer": 2, **kw}
+    return asynchronous(clients(fleet=fleet(8)), **how)
 
 
 def private(**kw):
@@ -404,7 +405,8 @@ def test_a_new_argument_is_a_new_line_here():
                 continue
             for argument, p in inspect.signature(f).parameters.items():
                 kinds = {"int", "float", "int | None", "float | None"}
-                kind = p.annotation if isinstance(p.annotation, str) else inspect.formatannotation(p.annotation)  # fmt: skip
+                kind = p.annotation
+                kind = kind if isinstance(kind, str) else inspect.formatannotation(kind)
                 if kind in kinds and (name, argument) not in tested:
                     untested.add(f"{name} {argument}")
     assert untested - by_another <= {"sample seed", "sample t", "accumulated lr",

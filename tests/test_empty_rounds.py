@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import runs
@@ -50,8 +52,9 @@ def made(method, empty, pipeline=None, *, clock=False, **how):
 
 
 def test_the_rules_are_all_of_them():
-    public = {n for n, f in vars(aggregate).items() if getattr(f, "__module__", "") == aggregate.__name__ and not n.startswith("_")}  # fmt: skip
-    assert public == set(RULES)
+    here = {n for n, f in vars(aggregate).items() if inspect.isfunction(f)}
+    own = {n for n in here if vars(aggregate)[n].__module__ == aggregate.__name__}
+    assert {n for n in own if not n.startswith("_")} == set(RULES)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -83,12 +86,12 @@ def test_an_empty_reply_has_the_methods_keys_types_and_shapes(method):
             assert all(mine[k].shape == (0, *v.shape[1:]) for k, v in own.items())
 
 
-@pytest.mark.parametrize("rule", ["mean", "multi_krum"])
+@pytest.mark.parametrize("rule", ["mean", "median"])
 @pytest.mark.parametrize("method", METHODS)
 def test_theta_and_memories_stay_where_nobody_answers(method, rule):
     """Behind two full rounds: momentum has something to go on with."""
-    run = made(method, (2, 3), chain(clip(1.0), RULES[rule] if rule == "mean" else RULES["median"]))
-    for t in range(2):
+    run = made(method, (2, 3), chain(clip(1.0), RULES[rule]))
+    for _ in range(2):
         before = next(run).theta
     memory = runs.bits(run.memory)
     for t in (2, 3):

@@ -234,7 +234,7 @@ class Frame:
 
 @pytest.mark.parametrize("columns", [HARD, COUNTS, {}])
 def test_a_stand_in_for_pandas_and_back(columns, monkeypatch):
-    """Where pandas is not installed this at least runs every line; the test above is the real one."""
+    """Runs every line where pandas is not installed; the test above is the real one."""
     monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=Frame))
     h = History(columns)
     frame = h.to_frame()

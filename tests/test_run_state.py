@@ -160,6 +160,11 @@ def test_over_flower_runs_do_not_know_of_each_other(method, identity):
     for turn in "abbaababab":
         got[turn].append(runs.bits(next(a if turn == "a" else b).theta))
     assert got == {"a": expected, "b": expected}
+    other = thetas(federate(grid_clients(method), rounds=ROUNDS, cohort=4))
+    a, b, got = start(), federate(clients, rounds=ROUNDS, cohort=4), {"a": [], "b": []}
+    for turn in "abbaababab":
+        got[turn].append(runs.bits(next(a if turn == "a" else b).theta))
+    assert got == {"a": expected, "b": other}
 
 
 @pytest.mark.parametrize("method", OVER_FLOWER)
@@ -259,27 +264,31 @@ def interrupted(run):
     return h
 
 
-@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_ctrl_c_in_training_and_in_the_books_loses_nothing(kind, behind):
-    for at in (1, 3):
-        for where in ("run", "add", "settle", "call"):
-            clients = clients_of(kind)
-            run = start(kind, clients)
-            owner, name = {
-                "run": (clients, "run"),
-                "add": (run.history, "add"),
-                "settle": (run, "_settle"),
-                "call": (run, "call"),
-            }[where]
-            if "sync" in kind and where in ("call", "run") and (where, at) != ("run", 1):
-                continue  # nobody is called, and all in the air are trained at once
+def test_ctrl_c_in_training_and_in_the_books_loses_nothing(kind):
+    """One run, interrupted in a place, then in another: before it and behind it."""
+    clients, late = clients_of(kind), "sync" in kind
+    run, done = start(kind, clients), 0
+    places = {
+        "run": (clients, "run", 1),
+        "add": (run.history, "add", 1),
+        "settle": (run, "_settle", 1),  # before a round
+        "kept": (run, "_settle", 2),  # behind one
+        "call": (run, "call", 1),
+    }
+    for what, (owner, name, at) in places.items():
+        if late and what == "call":  # nobody is called: they come when they are done
+            continue
+        for behind in (False, True):
+            if late and what == "run" and behind:  # a buffer of one: not each round trains
+                continue
             with stop(owner, name, at, behind=behind):
                 h = interrupted(run)
-                assert len(h) in (at - 1, at) or where == "settle" or "sync" in kind
-                assert [len(c) for c in h.columns.values()] == [len(h)] * len(h.columns)
-            assert collect(run) is h
-            assert of_run(run) == reference(kind)[1], (where, at)
+            assert len(h) in (done, done + 1)
+            assert [len(c) for c in h.columns.values()] == [len(h)] * len(h.columns)
+            done = len(h)
+    assert done < ROUNDS
+    assert collect(run) is h and of_run(run) == reference(kind)[1]
 
 
 @pytest.mark.parametrize("what", ["evaluate", "server", "message", "client", "combine"])
@@ -358,8 +367,8 @@ def small(**how):
     return federate(clients, rounds=3, cohort=cohort, evaluate=runs.look, **how)
 
 
-@pytest.mark.parametrize("opcodes, step", [((), 2), (FINE, 41)], ids=["lines", "some instructions"])
-def test_ctrl_c_at_every_other_line_of_the_run_loses_nothing(opcodes, step):
+@pytest.mark.parametrize("opcodes, step", [((), 5), (FINE, 67)], ids=["lines", "some instructions"])
+def test_ctrl_c_at_every_fifth_line_of_the_run_loses_nothing(opcodes, step):
     reference = small()
     rounds = [of_round(r) for r in reference]
     n, ended = 1 - step, False
@@ -384,6 +393,7 @@ def test_ctrl_c_at_every_other_line_of_the_run_loses_nothing(opcodes, step):
     assert n > 100
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a `with` cut off
 def test_ctrl_c_at_every_line_that_writes_leaves_a_checkpoint_of_the_last_round(tmp_path):
     """In checkpoint.py and files.py too: the file is whole, and of the last round written down."""
     path, reference = tmp_path / "a", small()
@@ -393,7 +403,7 @@ def test_ctrl_c_at_every_line_that_writes_leaves_a_checkpoint_of_the_last_round(
         begun = event.seen  # federate itself may be interrupted as it likes: nothing is done yet
         list(run)
         lines = event.seen
-    for n in range(1, lines - begun, 5):
+    for n in range(1, lines - begun, 11):
         path.unlink()
         run = small(checkpoint=path)
         with at_event(n, (*BOOKS, *DISK)):
@@ -416,8 +426,8 @@ def test_a_second_ctrl_c_does_no_more_harm():
     """It may come while the first is dealt with."""
     reference = small()
     list(reference)
-    for first in range(1, 60, 8):
-        for more in range(1, 40, 4):
+    for first in range(1, 60, 12):
+        for more in range(1, 40, 6):
             run = small()
             try:
                 with at_event(first, BOOKS):
@@ -448,7 +458,7 @@ def test_an_interrupt_in_a_rounds_error_is_survived():
     whole = made()
     list(whole)
     assert list(whole.history.failed) == [1]
-    for n in range(1, 400, 11):
+    for n in range(1, 400, 23):
         run = made()
         next(run)
         with at_event(n, BOOKS):
