@@ -1,7 +1,9 @@
 """fedlearn in two commands.
 
 python run.py lab     opens JupyterLab on the lessons
-python run.py test    runs every check; `python run.py test unit browser` only these
+python run.py test    runs every check; `python run.py test unit browser` only these;
+                      `python run.py test --fast` what is done in two minutes: lint, types and
+                      the quick unit tests
 
 Both make `.venv` beside this file and install into it, the first time and whenever the pins
 changed; after that they need no network. Standard library only. Python 3.6 must be able to parse
@@ -39,17 +41,23 @@ INSTALLING = "installing"
 # GB by the tool that installs. On Linux PyTorch brings the CUDA libraries; pip unpacks beside them.
 ROOM = {"uv": 7, "pip": 9} if sys.platform == "linux" else {"uv": 2, "pip": 3}
 
-TWO = ["-n", "2", "--maxschedchunk", "1"]  # tests at a time, handed out one by one
+CORES = ["-n", "logical", "--maxprocesses", "8", "--dist", "worksteal"]  # each holds PyTorch
+FEW = ["-n", "auto", "--maxprocesses", "4", "--maxschedchunk", "1"]  # each holds a browser
 NOT_UNIT = ["--ignore=tests/browser", "--ignore=tests/test_notebooks.py"]
+UNIT = ["-m", "pytest", "fedlearn", "tests", "--doctest-modules", *NOT_UNIT]
+ALONE = ["-m", "pytest", "tests", *NOT_UNIT]  # they measure time: nothing else runs
+BROWSER = ["-m", "pytest", "tests/browser"]
 PARTS = {  # name: what .venv's Python is given, one command after the other
     "lint": [["-m", "ruff", "format", "--check", "."], ["-m", "ruff", "check", "."]],
     "types": [["-m", "mypy"]],
-    "unit": [["-m", "pytest", "fedlearn", "tests", "--doctest-modules", *NOT_UNIT]],
+    "unit": [[*UNIT, "-m", "not alone", *CORES], [*ALONE, "-m", "alone"]],
     "notebooks": [["-m", "pytest", "tests/test_notebooks.py"]],
-    "browser": [
-        ["-m", "pytest", "tests/browser", "-m", "alone"],
-        ["-m", "pytest", "tests/browser", "-m", "not alone", *TWO],
-    ],
+    "browser": [[*BROWSER, "-m", "alone"], [*BROWSER, "-m", "not alone", *FEW]],
+}
+FAST = {  # for whoever is writing code
+    "lint": PARTS["lint"],
+    "types": PARTS["types"],
+    "unit": [[*UNIT, "-m", "not alone and not slow", *CORES]],
 }
 
 SETTINGS = {  # JupyterLab asks nothing when it opens and looks nothing up
@@ -293,14 +301,14 @@ def free_port() -> int:
 # --- test --------------------------------------------------------------------------------------
 
 
-def test(names: list) -> int:
+def test(names: list, fast: bool = False) -> int:
     """Run the parts one after the other; a failing one does not keep the others from running."""
     prepare("lab", "test")
-    results, table = [], []
-    for name in names or PARTS:
+    results, table, parts = [], [], FAST if fast else PARTS
+    for name in names or parts:
         say(f"\n=== {name} ===")
         start = time.monotonic()
-        results.append(browser_part() if name == "browser" else run_part(PARTS[name]))
+        results.append(browser_part() if name == "browser" else run_part(parts[name]))
         table.append(f"{name:10} {results[-1]:8} {time.monotonic() - start:6.1f} s")
         say(table[-1])
     say("\n" + "\n".join(table))
@@ -368,12 +376,17 @@ def main(words: list | None = None) -> int:
     command.add_argument("--port", type=port_number, help="listen here; 0 takes any free port")
     command = commands.add_parser("test", help="run every check, or only the parts named")
     command.add_argument("parts", nargs="*", type=part_name, help=", ".join(PARTS))
+    text = f"only what is done in two minutes: {', '.join(FAST)} without the slow tests"
+    command.add_argument("--fast", action="store_true", help=text)
     given = parser.parse_args(words)
+    if given.command == "test" and given.fast and not set(given.parts) <= set(FAST):
+        left = ", ".join(sorted(set(given.parts) - set(FAST)))
+        command.error(f"--fast leaves out {left}: name it without --fast")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if given.command == "lab":
             return lab(given.port, not given.no_browser)
-        return test(given.parts)
+        return test(given.parts, given.fast)
     except KeyboardInterrupt:
         say("\nStopped.")
         return 130

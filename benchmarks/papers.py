@@ -35,8 +35,17 @@ from platformdirs import user_cache_path
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fedlearn import algorithms, data, model, participation, partition
-from fedlearn.federate import Diverged, Recipe, Simulated, federate
+from fedlearn import (
+    Diverged,
+    Recipe,
+    Simulated,
+    algorithms,
+    data,
+    federate,
+    model,
+    participation,
+    partition,
+)
 from fedlearn.rng import Use, numpy_rng
 
 BAND = 1.35  # ours may take this many times the paper's rounds
@@ -191,9 +200,7 @@ def train(run: Run, limit: int) -> dict[str, list[float]]:
     )
     clients, accuracy, seconds = Simulated(recipe, d.x, d.y, parts), [], time.perf_counter()
     test = model.evaluator(task, d.x_test, d.y_test)
-    rounds = federate(
-        recipe, clients, rounds=limit, cohort=run.cohort, evaluate=test, every=run.every
-    )
+    rounds = federate(clients, rounds=limit, cohort=run.cohort, evaluate=test, every=run.every)
     label = f"{run.model} {run.split} {run.method} K={run.cohort} E={run.epochs} lr={run.lr:g}"
     try:
         for r in tqdm(rounds, total=limit, desc=label, unit="round", leave=False):
@@ -449,7 +456,7 @@ def train_made(run: Made, limit: int) -> dict[str, list[float]]:
     test = model.evaluator(task, d.x_test, d.y_test)
     everywhere = model.evaluator(task, d.x, d.y)
     out: dict[str, list[float]] = {"loss": [], "accuracy": []}
-    rounds = federate(recipe, Simulated(recipe, d.x, d.y, parts), rounds=limit, cohort=call)
+    rounds = federate(Simulated(recipe, d.x, d.y, parts), rounds=limit, cohort=call)
     label = f"synthetic({run.alpha:g}, {run.alpha:g}) {run.slow:.0%} slow {run.method}"
     for r in tqdm(rounds, total=limit, desc=label, unit="round", leave=False):
         out["loss"].append(everywhere(r.theta)["loss"])

@@ -22,9 +22,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fedlearn import aggregate, algorithms, data, model, partition
+from fedlearn import (
+    Diverged,
+    Recipe,
+    Simulated,
+    aggregate,
+    algorithms,
+    data,
+    federate,
+    model,
+    partition,
+)
 from fedlearn.attacks import byzantine as attacks
-from fedlearn.federate import Diverged, Recipe, Simulated, federate
 from fedlearn.rng import Use, numpy_rng
 from fedlearn.transform import Reduce, chain
 
@@ -70,7 +79,7 @@ def accuracy(rule: str, attack: str, f: int, alpha: float, seed: int, rounds: in
     clients = Simulated(recipe, DIGITS.x, y, parts)
     some = attacks.Byzantine(clients, range(f), send) if send else clients
     try:
-        *_, last = federate(recipe, some, rounds=rounds, evaluate=TEST, every=rounds)
+        *_, last = federate(some, rounds=rounds, evaluate=TEST, every=rounds)
     except Diverged:
         return 0.1
     return last.metrics["accuracy"]

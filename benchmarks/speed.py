@@ -31,10 +31,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from fedlearn import algorithms, data, model, partition
+from fedlearn import Recipe, Simulated, algorithms, data, federate, model, partition
 from fedlearn.asynchronous import asynchronous
-from fedlearn.federate import Recipe, Simulated, federate, sample
 from fedlearn.fleet import fleet
+from fedlearn.participation import sample
 from fedlearn.rng import Use, numpy_rng
 
 LR, BATCH = 0.1, 10
@@ -102,7 +102,7 @@ def centralised_loop(net: nn.Module, x, y, examples: int) -> Iterator[None]:
 def ours(task: model.Task, x, y, parts, cohort: int, method=None) -> Iterator[None]:
     method = method or algorithms.fedavg(task, LR)
     recipe = Recipe(method, task.theta0, batch=BATCH)
-    for _ in federate(recipe, Simulated(recipe, x, y, parts), rounds=10**6, cohort=cohort):
+    for _ in federate(Simulated(recipe, x, y, parts), rounds=10**6, cohort=cohort):
         yield
 
 
@@ -187,7 +187,7 @@ def updates_a_second(buffer: int, updates: int = 6000) -> float:
     clients = Simulated(recipe, digits.x, digits.y, parts, fleet=fleet(1000))
     steps = updates // buffer
     how = {"concurrency": 100, "buffer": buffer, "rebase": buffer == 1}
-    run = asynchronous(recipe, clients, rounds=steps, **how)
+    run = asynchronous(clients, rounds=steps, **how)
     next(run)  # the first warms up
     start = time.perf_counter()
     for _ in run:

@@ -15,16 +15,17 @@ import time
 import numpy as np
 import torch
 
-from fedlearn.panels import Settings, cells
+from fedlearn.panels import Settings
+from fedlearn.panels.federated import workers
 
 X = ("epochs", (1, 2, 5, 10, 20))
 Y = ("alpha", (0.01, 0.1, 1.0, 10.0, 100.0))
 
 
 def timed(settings: Settings, helpers: int | None) -> tuple[float, np.ndarray]:
-    cells._KNOWN.clear()
+    workers._KNOWN.clear()
     start = time.perf_counter()
-    table = cells.grid(settings, x=X, y=Y, helpers=helpers)
+    table = workers.grid(settings, x=X, y=Y, helpers=helpers)
     return time.perf_counter() - start, table
 
 
@@ -37,7 +38,7 @@ def main() -> int:
     warm, table = timed(settings, None)
     one, same = timed(settings, 0)
     assert np.allclose(table, same), "a helper must find what this process finds"
-    print(f"25 cells x {settings.rounds} rounds, digits, 20 clients, {cells.others() + 1} cores")
+    print(f"25 cells x {settings.rounds} rounds, digits, 20 clients, {workers.others() + 1} cores")
     print(f"one core {one:.1f} s, all {warm:.1f} s: {one / warm:.2f} times as fast")
     print(f"with the helpers' start {cold:.1f} s; lowest accuracy {np.nanmin(table):.3f}")
     return 0 if max(cold, warm) < 60 else 1

@@ -3,7 +3,10 @@
 The mean gives a single client all power: it can move it anywhere. The robust rules bound what f
 clients of K can do. Each states its breakdown point, the share of clients from which on they can
 carry the result arbitrarily far. The price: they look at updates one client a vote, without the
-weights n_k (unless said otherwise), and take a client with unusual data for an attacker.
+weights p (unless said otherwise), and take a client with unusual data for an attacker.
+
+Each function makes a Reduce stage and raises ValueError for a number out of range. A pipeline asks
+its rule only where somebody answered.
 """
 
 from collections.abc import Callable
@@ -20,16 +23,12 @@ def mean() -> Reduce:
 
     Breakdown point: 0, one client suffices.
 
-    Returns:
-        A Reduce stage.
-
     Example:
         >>> import torch
         >>> mean().apply(torch.tensor([[0.0, 4.0], [4.0, 0.0]]), torch.tensor([0.75, 0.25]))
         tensor([1., 3.])
 
-    Reference:
-        McMahan et al., 2017, Algorithm 1, with p_k = n_k / n.
+    Reference: McMahan et al., 2017, Algorithm 1, with p_k = n_k / n.
     """
     return Reduce("mean()", lambda delta, p: p @ delta)
 
@@ -39,50 +38,33 @@ def total(expected: float) -> Reduce:
 
     What differential privacy wants: a client that joins or leaves moves the result by its own
     update / (q N) and nothing else. In a mean the others' weights would change, too.
-
-    Args:
-        expected: The cohort's expected size q N, > 0; all clients count the same.
-
-    Returns:
-        A Reduce stage. The weights p are not used; no client at all gives 0.
-
-    Raises:
-        ValueError: If ``expected`` is not > 0 and finite.
+    ``expected`` is q N, the cohort's expected size, > 0. No client at all gives 0.
 
     Example:
         >>> total(10).apply(torch.ones(3, 2), torch.ones(3) / 3)
         tensor([0.3000, 0.3000])
 
-    Reference:
-        McMahan, Ramage, Talwar, Zhang, 2018, "Learning differentially private recurrent language
-        models", §3, the estimator f_f.
+    Reference: McMahan, Ramage, Talwar, Zhang, 2018, "Learning differentially private recurrent
+    language models", §3, the estimator f_f.
     """
     positive("total", "expected", expected, 10)
     return Reduce(f"total({expected:g})", lambda delta, p: delta.sum(0) / expected, 1 / expected)
 
 
 def clipped_mean(max_norm: float) -> Reduce:
-    """The weighted mean of updates that the server has shortened to ``max_norm``.
+    """The weighted mean of updates that the server has shortened to ``max_norm`` = S > 0.
 
-    Σ_k p_k delta_k min(1, S / ‖delta_k‖). f clients move it by at most S times their weight,
-    wherever they point: a bound, but no breakdown point, as S bounds honest clients too.
-
-    Args:
-        max_norm: S, > 0.
-
-    Returns:
-        A Reduce stage.
-
-    Raises:
-        ValueError: If ``max_norm`` is not > 0 and finite.
+    Σ_k p_k delta_k min(1, S / ‖delta_k‖), with the weights p. f clients move it by at most S times
+    their weight, wherever they point: a bound, but no breakdown point, as S bounds honest clients
+    too.
 
     Example:
         >>> rows = torch.tensor([[1.0, 0.0], [300.0, 400.0]])
         >>> clipped_mean(1.0).apply(rows, torch.tensor([0.5, 0.5]))
         tensor([0.8000, 0.4000])
 
-    Reference:
-        Sun, Kairouz, Suresh, McMahan, 2019, "Can you really backdoor federated learning?", §3.
+    Reference: Sun, Kairouz, Suresh, McMahan, 2019, "Can you really backdoor federated learning?",
+    §3.
     """
     positive("clipped_mean", "max_norm", max_norm, 1.0)
 
@@ -99,73 +81,48 @@ def median() -> Reduce:
     Breakdown point: 1/2. With fewer than half of the clients bad every number stays between two
     honest ones.
 
-    Returns:
-        A Reduce stage. The weights p are not used.
-
     Example:
         >>> rows = torch.tensor([[1.0], [2.0], [1e9]])
         >>> median().apply(rows, torch.ones(3) / 3)
         tensor([2.])
 
-    Reference:
-        Yin, Chen, Ramchandran, Bartlett, 2018, "Byzantine-robust distributed learning: towards
-        optimal statistical rates", Algorithm 1, option I.
+    Reference: Yin, Chen, Ramchandran, Bartlett, 2018, "Byzantine-robust distributed learning:
+    towards optimal statistical rates", Algorithm 1, option I.
     """
-
-    return _rule("median()", lambda delta, p: _middle(delta, (len(delta) - 1) // 2))
+    return _rule("median()", lambda delta, p: _median(delta))
 
 
 def trimmed_mean(trim: float) -> Reduce:
     """Coordinate by coordinate, the mean without the ``trim`` largest and smallest shares.
 
-    f = ⌊trim K⌋ values are cut at either end. Breakdown point: trim; 0 is the unweighted mean.
-
-    Args:
-        trim: Share cut at EACH end, 0 <= trim < 1/2.
-
-    Returns:
-        A Reduce stage. The weights p are not used.
-
-    Raises:
-        ValueError: If ``trim`` is out of range.
+    f = ⌊trim K⌋ values are cut at EACH end, 0 <= trim < 1/2. Breakdown point: trim; 0 is the
+    unweighted mean.
 
     Example:
         >>> rows = torch.tensor([[-1e9], [1.0], [2.0], [3.0], [1e9]])
         >>> trimmed_mean(0.2).apply(rows, torch.ones(5) / 5)
         tensor([2.])
 
-    Reference:
-        Yin et al., 2018, Algorithm 1, option II.
+    Reference: Yin et al., 2018, Algorithm 1, option II.
     """
     check("trimmed_mean", "trim", trim, 0 <= number(trim) < 0.5, ">= 0 and < 1/2", 0.2)
-    return _rule(
-        f"trimmed_mean({trim})", lambda delta, p: _middle(delta, int(trim * len(delta) + 1e-9))
-    )
+    cut = lambda K: int(trim * K + 1e-9)  # 0.2 * 5 is 1, whatever floats make of it
+    return _rule(f"trimmed_mean({trim})", lambda delta, p: _middle(delta, cut(len(delta))))
 
 
 def krum(f: int) -> Reduce:
     """The one update that lies closest to its neighbours: least sum of squared distances.
 
-    score_k = Σ ‖delta_k - delta_j‖² over its K - f - 2 nearest. Breakdown point: withstands f
-    attackers if K >= 2 f + 3.
-
-    Args:
-        f: How many attackers to expect, >= 0.
-
-    Returns:
-        A Reduce stage. The weights p are not used.
-
-    Raises:
-        ValueError: If ``f`` is out of range; from the round, if K < 2 f + 3.
+    score_k = Σ ‖delta_k - delta_j‖² over its K - f - 2 nearest. Withstands f >= 0 attackers if
+    K >= 2 f + 3; a smaller cohort is refused in the round.
 
     Example:
         >>> rows = torch.tensor([[1.0], [1.1], [1.3], [1.05], [1e9]])
         >>> krum(1).apply(rows, torch.ones(5) / 5)
         tensor([1.0500])
 
-    Reference:
-        Blanchard, El Mhamdi, Guerraoui, Stainer, 2017, "Machine learning with adversaries:
-        Byzantine tolerant gradient descent" (Krum).
+    Reference: Blanchard, El Mhamdi, Guerraoui, Stainer, 2017, "Machine learning with adversaries:
+    Byzantine tolerant gradient descent" (Krum).
     """
     whole("krum", "f", f, 0, example=1)
     return multi_krum(f, 1)._replace(name=f"krum({f})")
@@ -175,22 +132,15 @@ def multi_krum(f: int, m: int | None = None) -> Reduce:
     """The mean of the m updates with the least Krum scores.
 
     Args:
-        f: How many attackers to expect, >= 0.
+        f: How many attackers to expect, >= 0; K >= 2 f + 3, as for :func:`krum`.
         m: How many are kept, from 1 to K - f; None for K - f - 2.
-
-    Returns:
-        A Reduce stage. The weights p are not used. Withstands f attackers if K >= 2 f + 3.
-
-    Raises:
-        ValueError: If ``f`` or ``m`` is out of range; from the round, if K < 2 f + 3.
 
     Example:
         >>> rows = torch.tensor([[1.0], [1.2], [1.4], [1.1], [1e9]])
         >>> multi_krum(1).apply(rows, torch.ones(5) / 5)
         tensor([1.1500])
 
-    Reference:
-        Blanchard et al., 2017 (Multi-Krum).
+    Reference: Blanchard et al., 2017 (Multi-Krum).
     """
     whole("multi_krum", "f", f, 0, example=1)
     if m is not None:
@@ -212,26 +162,19 @@ def geometric_median(iterations: int = 100, tolerance: float = 1e-7) -> Reduce:
 
     Weiszfeld's steps, z <- Σ w_k delta_k / Σ w_k with w_k = p_k / max(‖delta_k - z‖, nu), from the
     coordinate-wise median; nu is a millionth of the updates' spread. Breakdown point: 1/2 of the
-    weight.
+    weight p.
 
     Args:
-        iterations: At most so many steps.
-        tolerance: Ends when z moves by less than this share of the spread.
-
-    Returns:
-        A Reduce stage, with the weights p.
-
-    Raises:
-        ValueError: If a number is out of range.
+        iterations: At most so many steps, >= 1.
+        tolerance: > 0. Ends when z moves by less than this share of the spread.
 
     Example:
         >>> rows = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1e9, 1e9]])
         >>> geometric_median().apply(rows, torch.ones(4) / 4)
         tensor([0., 0.])
 
-    Reference:
-        Pillutla, Kakade, Harchaoui, 2022, "Robust aggregation for federated learning",
-        Algorithm 2 (smoothed Weiszfeld).
+    Reference: Pillutla, Kakade, Harchaoui, 2022, "Robust aggregation for federated learning",
+    Algorithm 2 (smoothed Weiszfeld).
     """
     whole("geometric_median", "iterations", iterations, example=100)
     positive("geometric_median", "tolerance", tolerance, 1e-7)
@@ -239,7 +182,7 @@ def geometric_median(iterations: int = 100, tolerance: float = 1e-7) -> Reduce:
     def apply(delta: Tensor, p: Tensor) -> Tensor:
         sane = delta.isfinite().all(1)
         delta, p = delta[sane], p[sane]  # inf and NaN have no place in a sum
-        z = _middle(delta, (len(delta) - 1) // 2)
+        z = _median(delta)
         spread = (delta - z).norm(dim=1).median()
         if spread == 0:  # half of the clients agree: theirs is the answer
             return z
@@ -257,26 +200,16 @@ def bulyan(f: int) -> Reduce:
     """Krum's choice of K - 2 f updates, then a trimmed mean round their median.
 
     Krum picks the best of what is left, K - 2 f times; then, coordinate by coordinate, the
-    K - 4 f values nearest to the median are averaged. Withstands f attackers if K >= 4 f + 3, also
-    those that hide one huge coordinate in a near vector.
-
-    Args:
-        f: How many attackers to expect, >= 0.
-
-    Returns:
-        A Reduce stage. The weights p are not used.
-
-    Raises:
-        ValueError: If ``f`` is out of range; from the round, if K < 4 f + 3.
+    K - 4 f values nearest to the median are averaged. Withstands f >= 0 attackers if K >= 4 f + 3,
+    also those that hide one huge coordinate in a near vector; a smaller cohort is refused.
 
     Example:
         >>> rows = torch.tensor([[1.0], [1.1], [1.2], [0.9], [1.0], [1.1], [1e9]])
         >>> round(bulyan(1).apply(rows, torch.ones(7) / 7).item(), 3)
         1.033
 
-    Reference:
-        El Mhamdi, Guerraoui, Rouault, 2018, "The hidden vulnerability of distributed learning in
-        Byzantium", Algorithm 1.
+    Reference: El Mhamdi, Guerraoui, Rouault, 2018, "The hidden vulnerability of distributed
+    learning in Byzantium", Algorithm 1.
     """
     whole("bulyan", "f", f, 0, example=1)
 
@@ -290,8 +223,7 @@ def bulyan(f: int) -> Reduce:
             best = int(_ranked(distances[some][:, some], norms[some], f)[0])
             chosen.append(left.pop(best))
         kept = delta[chosen]
-        middle = _middle(kept, (len(kept) - 1) // 2)
-        near = (kept - middle).abs().argsort(0)[: K - 4 * f]
+        near = (kept - _median(kept)).abs().argsort(0)[: K - 4 * f]
         return kept.gather(0, near).mean(0)
 
     return _rule(f"bulyan({f})", apply)
@@ -306,6 +238,11 @@ def _middle(delta: Tensor, cut: int) -> Tensor:
     """Coordinate by coordinate the mean without the ``cut`` largest and smallest."""
     ordered = delta.sort(0).values
     return ordered[cut : len(delta) - cut].mean(0)
+
+
+def _median(delta: Tensor) -> Tensor:
+    """Coordinate by coordinate the middle number, or the mean of the middle two."""
+    return _middle(delta, (len(delta) - 1) // 2)
 
 
 def _squared_distances(delta: Tensor) -> Tensor:
@@ -325,6 +262,7 @@ def _ranked(distances: Tensor, norms: Tensor, f: int) -> Tensor:
 
 
 def _enough(name: str, K: int, f: int, need: int) -> None:
+    """Raise RoundFailed unless a rule has its ``need`` updates."""
     if need > K:
         raise RoundFailed(
             f"{name}: f={f} attackers need a cohort of at least {need}, got {K} updates, "

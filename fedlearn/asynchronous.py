@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from .algorithms import Reply
 from .algorithms.base import nbytes
 from .checks import not_negative, whole
 from .history import Round
-from .loop import Evaluate, Run
+from .loop import Evaluate, Place, Run
 from .rng import Use, hashed
 from .simulated import Simulated
 from .transform import Context
@@ -51,9 +50,9 @@ def asynchronous(
     rebase: bool = False,
     evaluate: Evaluate | None = None,
     every: int = 1,
-    checkpoint: str | Path | None = None,
+    checkpoint: Place = None,
     save_every: int = 1,
-    resume: str | Path | Run | bool | None = None,
+    resume: Place | Run | bool = None,
 ) -> Run:
     """Nobody waits: the server steps whenever ``buffer`` updates have come in.
 
@@ -86,7 +85,7 @@ def asynchronous(
         Diverged: From the iterator.
 
     Example:
-        >>> from fedlearn import algorithms, data, fleet, model, partition
+        >>> from fedlearn import Recipe, algorithms, data, fleet, model, partition
         >>> digits, task = data.load("digits"), model.softmax_regression(64, 10)
         >>> parts = partition.iid(digits.y, 50, np.random.default_rng(0))
         >>> recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0, epochs=5)
@@ -105,15 +104,10 @@ def asynchronous(
     """
     _check(clients, concurrency, buffer)
     nobody = np.zeros(0, int)
-    run = Run(
-        "asynchronous",
-        clients,
-        lambda n, seed, t: Context(seed, t, nobody, nobody),
-        rounds,
-        evaluate,
-        every,
-        loop=lambda run: _loop(run, clients, concurrency, buffer, staleness, rebase),
-    )
+    call = lambda n, seed, t: Context(seed, t, nobody, nobody)
+    loop = lambda run: _loop(run, clients, concurrency, buffer, staleness, rebase)
+    recipe = clients.recipe
+    run = Run("asynchronous", clients, recipe, call, rounds, evaluate, every, loop=loop)
     return run.begin(checkpoint, save_every, resume)
 
 

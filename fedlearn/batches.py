@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .rng import Use, hashed
 
+Parts = Sequence[np.ndarray] | Mapping[int, np.ndarray]  # client -> its rows of x and y
 _GATHER = 4_000_000  # numbers gathered at once: 16 MB
 
 
@@ -43,7 +44,7 @@ class Shards(NamedTuple):
 
 
 def schedule(
-    parts: Sequence[np.ndarray] | Mapping[int, np.ndarray],
+    parts: Parts,
     clients: np.ndarray,
     *,
     batch: int | None,
@@ -60,15 +61,12 @@ def schedule(
     Args:
         parts: Index array of every client.
         clients: (K,) their numbers; K = 0 gives T = 0 steps.
-        batch: B; None for all of a client's examples in one batch (B = inf).
-        epochs: E.
-        seed: The run's seed.
+        batch, epochs, seed: As in ``Recipe``: B, E and the run's seed.
         round: t; or (K,), if every client is in a round of its own.
         work: (K,) the fraction of its steps that each client does, rounded up; None for all.
 
-    Returns:
-        ``index`` (K, T, B) int64, ``mask`` (K, T, B) float32, ``n`` (K,) float32, where T is the
-        number of steps of the largest client; shorter ones are padded with mask 0.
+    Returns ``index`` (K, T, B) int64, ``mask`` (K, T, B) float32, ``n`` (K,) float32, where T is
+    the number of steps of the largest client; shorter ones are padded with mask 0.
 
     Example:
         >>> parts = [np.array([0, 1, 2]), np.array([3])]
@@ -97,14 +95,9 @@ def schedule(
         index[client, e, at] = flat[np.argsort(key | first, kind="stable")]
     shape = (len(own), epochs * T1, B)
     mask = mask.reshape(shape)
-    if work is not None:
-        mask *= _done(mask, work)[..., None]
+    if work is not None:  # the first ceil(work_k tau_k) steps of client k's, at least one
+        steps = np.cumsum(mask.any(-1), axis=1)
+        done = steps <= np.maximum(np.ceil(np.asarray(work)[:, None] * steps[:, -1:]), 1)
+        mask *= done[..., None]
     index, n = index.reshape(shape), n.astype(np.float32)
     return torch.from_numpy(index), torch.from_numpy(mask), torch.from_numpy(n)
-
-
-def _done(mask: np.ndarray, work: np.ndarray) -> np.ndarray:
-    """(K, T) which steps are done: the first ceil(work_k tau_k) of client k's, at least one."""
-    real = mask.any(-1)
-    steps = np.cumsum(real, axis=1)
-    return steps <= np.maximum(np.ceil(np.asarray(work)[:, None] * steps[:, -1:]), 1)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -36,28 +37,17 @@ def is_whole(value: Any, low: float = 1, high: float = math.inf) -> bool:
 
 
 def whole(
-    name: str,
-    argument: str,
-    value: Any,
-    low: float = 1,
-    high: float = math.inf,
-    *,
-    more: str = "",
-    example: Any = 10,
+    name: str, argument: str, value: Any, low: float = 1, high: float = math.inf, example: Any = 10
 ) -> None:
-    """An integer >= ``low``, or from ``low`` to ``high``; ``more`` ends the rule."""
+    """An integer >= ``low``, or from ``low`` to ``high``."""
     rule = f"an integer >= {low}" if high == math.inf else f"an integer from {low} to {high}"
-    check(name, argument, value, is_whole(value, low, high), rule + more, example)
+    check(name, argument, value, is_whole(value, low, high), rule, example)
 
 
 def number(value: Any) -> float:
     """A real number, NumPy's or a tensor of one too, as a float; NaN for anything else."""
-    if isinstance(value, (bool, np.bool_, str, bytes)) or value is None:
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        return math.nan
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
 
 
 def positive(name: str, argument: str, value: Any, example: Any = 0.1) -> None:

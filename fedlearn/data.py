@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .rng import Use, numpy_rng
+from .task import Task, cross_entropy
 
 
 class Dataset(NamedTuple):
@@ -324,3 +325,104 @@ def _tensors(part) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
     if x.dim() == 4:  # CIFAR: channels last
         x = x.permute(0, 3, 1, 2)
     return x.flatten(1).float().div_(255), torch.as_tensor(part.targets)
+
+
+# -- what is refused before the first round --------------------------------------------------------
+
+
+def check_population(
+    name: str, task: Task | None, x: Tensor, y: Tensor, parts: Sequence[np.ndarray]
+) -> None:
+    """Raise the ``ValueError`` of ``name`` for what can be known to be wrong before a run.
+
+    Example:
+        >>> check_population("Simulated", None, torch.ones(3, 2), torch.ones(3), [np.array([3])])
+        Traceback (most recent call last):
+        ...
+        ValueError: Simulated: every client needs rows from 0..2, got 3..3 for client 0; ...
+    """
+    if len(x) != len(y):
+        raise ValueError(f"{name}: x and y must have one row an example, got {len(x)} and {len(y)}")
+    if not all(part.isfinite().all() for part in x.split(10_000)):  # in parts: isfinite copies
+        raise ValueError(f"{name}: x holds inf or NaN; clean it, e.g. with x.nan_to_num()")
+    if not len(parts):
+        raise ValueError(f"{name}: needs at least one client, got no parts, e.g. [np.arange(100)]")
+    for k, rows in enumerate(map(np.asarray, parts)):
+        if len(rows) and not np.issubdtype(rows.dtype, np.integer):
+            raise ValueError(
+                f"{name}: parts must be integer rows of x and y, got {rows.dtype} for client "
+                f"{k}, e.g. np.flatnonzero(mask) for a mask"
+            )
+        if not len(rows) or rows.min() < 0 or rows.max() >= len(y):
+            got = f"{rows.min()}..{rows.max()}" if len(rows) else "none"
+            raise ValueError(
+                f"{name}: every client needs rows from 0..{len(y) - 1}, got {got} for client "
+                f"{k}; make parts with fedlearn.partition, e.g. partition.iid(y, 10, rng)"
+            )
+    if task is not None and task.predict is not None and task.loss is not None:
+        _check_fit(name, task, x, y)  # a Task from a notebook cell may have its gradient alone
+
+
+def _check_fit(name: str, task: Task, x: Tensor, y: Tensor) -> None:
+    """The model takes these examples, and its loss these labels."""
+    few = x[:2].cpu()
+    try:
+        scores = task.predict(task.theta0, few)
+    except (RuntimeError, ValueError, IndexError) as e:
+        raise ValueError(
+            f"{name}: the model can't take examples of shape {tuple(x.shape[1:])} ({e}), "
+            f"e.g. softmax_regression({x[0].numel()}, 10) for these"
+        ) from e
+    if task.loss is cross_entropy:
+        check_labels(name, y, scores.shape[-1])
+    elif task.loss(scores, y[:2].cpu()).shape != (len(few),):
+        raise ValueError(
+            f"{name}: the model's scores of shape {tuple(scores.shape)} don't give one loss an "
+            f"example, e.g. one score, nn.Linear({x[0].numel()}, 1), for squared_error"
+        )
+
+
+def check_labels(name: str, y: Tensor, classes: int) -> None:
+    """Raise the ``ValueError`` of function ``name`` if a label is outside 0..classes-1.
+
+    Example:
+        >>> check_labels("load", torch.tensor([0, 7]), 5)
+        Traceback (most recent call last):
+        ...
+        ValueError: load: labels must be 0..4 for a model with 5 scores, got 0..7, ...
+    """
+    if y.is_floating_point():
+        raise ValueError(
+            f"{name}: a classifier needs integer classes, got {y.dtype}, e.g. y.long(); to predict "
+            f"numbers use from_module(module, squared_error)"
+        )
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"{name}: labels must be 0..{classes - 1} for a model with {classes} scores, got "
+            f"{low}..{high}, e.g. softmax_regression(64, {high + 1})"
+        )
+
+
+def check_module(name: str, module: nn.Module, stacked: bool | None) -> None:
+    """Raise the ``ValueError`` of ``name`` for a module that can't be trained federatedly.
+
+    Example:
+        >>> check_module("from_module", nn.BatchNorm1d(4), None)
+        Traceback (most recent call last):
+        ...
+        ValueError: from_module: layer itself (BatchNorm1d) keeps batch statistics, ...
+    """
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError(f"{name}: no parameter requires a gradient, e.g. nn.Linear(64, 10)")
+    for layer, m in module.named_modules():
+        norm, why = isinstance(m, nn.modules.batchnorm._NormBase), ""
+        whole_batch = isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.track_running_stats
+        if norm and (whole_batch or (m.training and m.track_running_stats)):
+            why = "keeps batch statistics, which would mix clients; use nn.GroupNorm(min(32, C), C)"
+        elif isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0:
+            why = "draws from the global generator: leave it out, or call module.eval() first"
+        elif stacked and isinstance(m, nn.RNNBase):
+            why = "can't be run by vmap for K clients; use from_module(module, stacked=False)"
+        if why:
+            raise ValueError(f"{name}: layer {layer or 'itself'} ({type(m).__name__}) {why}")

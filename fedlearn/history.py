@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from .checks import check
-from .files import write_whole
+from .partition.files import write_whole
 
 OWN = ("round", "bytes", "train_loss", "seconds")  # columns that no metric may be called
 
@@ -67,6 +67,7 @@ class Diverged(FloatingPointError):
         self.round, self.clients, self.history = round, clients, history
 
 
+@dataclass(eq=False, repr=False)
 class History:
     """The numbers of a run, a column each; ``history["loss"]`` is a NumPy array over rounds.
 
@@ -88,24 +89,21 @@ class History:
         History of 2 rounds; at the last: loss 1.9
     """
 
-    def __init__(
-        self,
-        columns: Mapping[str, list[float]] | None = None,
-        theta: Tensor | None = None,
-        stopped: str = "",
-        failed: Mapping[int, str] | None = None,
-    ):
+    columns: dict[str, list[float]] = field(default_factory=dict)
+    theta: Tensor | None = None
+    stopped: str = ""
+    failed: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
         number = lambda v: math.nan if v is None else v  # JSON has no NaN
-        columns = {} if columns is None else columns  # a DataFrame is neither true nor false
-        self.columns = {str(k): list(map(number, v)) for k, v in columns.items()}
-        self.theta, self.stopped = theta, stopped
-        self.failed = {int(t): why for t, why in (failed or {}).items()}
+        self.columns = {str(k): list(map(number, self.columns[k])) for k in self.columns}
+        self.failed = {int(t): why for t, why in self.failed.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.columns:
+            there = ", ".join(self.columns) or "none"
             raise ValueError(
-                f"History: no column {name!r}; there are {', '.join(self.columns) or 'none'}, "
-                f"e.g. history['round']"
+                f"History: no column {name!r}; there are {there}, e.g. history['round']"
             )
         return np.asarray(self.columns[name])
 
@@ -114,27 +112,24 @@ class History:
 
     def __repr__(self) -> str:
         ends = [f"{k} {v[-1]:.4g}" for k, v in self.columns.items() if k != "round" and v]
-        said = [f"History of {len(self)} rounds", *[f"at the last: {', '.join(ends)}"] * bool(ends)]
-        said += [f"{len(self.failed)} given up: {', '.join(map(str, self.failed))}"] * bool(
-            self.failed
-        )
-        return "; ".join(said + [f"ended early: {self.stopped}"] * bool(self.stopped))
+        failed, n = list(map(str, self.failed)), len(self.failed)
+        more = {"at the last": ends, f"{n} given up": failed, "ended early": [self.stopped]}
+        said = [f"; {words}: {', '.join(end)}" for words, end in more.items() if any(end)]
+        return f"History of {len(self)} rounds{''.join(said)}"
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, History) or list(self.columns) != list(other.columns):
-            return False
-        mine, theirs = ([list(map(_plain, c)) for c in h.columns.values()] for h in (self, other))
-        ends = [(h.stopped, h.failed) for h in (self, other)]
-        return mine == theirs and ends[0] == ends[1]  # 3 and 3.0, of a DataFrame, are one number
+        return isinstance(other, History) and self.plain() == other.plain()
+
+    def plain(self) -> dict[str, Any]:
+        """All but theta, in numbers and text; NaN is None."""
+        columns = {k: list(map(_plain, column)) for k, column in self.columns.items()}
+        return {"columns": columns, "stopped": self.stopped, "failed": self.failed}
 
     def check(self, r: Round) -> None:
         """Refuse a metric that is no number, or called like one of the history's own columns."""
-        if taken := sorted(set(OWN) & set(r.metrics)):
-            raise ValueError(
-                f"History: evaluate must not name a metric {taken[0]!r}, the history's own column; "
-                f"got {', '.join(map(str, r.metrics))}, e.g. 'test_{taken[0]}'"
-            )
         for name, v in r.metrics.items():
+            rule = f"named otherwise than the history's own columns {', '.join(OWN)}"
+            check("History", "a metric", name, name not in OWN, rule, f"'test_{name}'")
             rule = "a number; the history has one a round"
             check("History", f"metrics[{name!r}]", v, isinstance(_item(v), (int, float)), rule, 0.9)
 
@@ -168,8 +163,7 @@ class History:
             >>> History.from_json(h.to_json()) == h
             True
         """
-        columns = {k: list(map(_plain, column)) for k, column in self.columns.items()}
-        text = json.dumps({"columns": columns, "stopped": self.stopped, "failed": self.failed})
+        text = json.dumps(self.plain())
         if path is not None:
             write_whole(path, text.encode())
         return text
@@ -183,8 +177,7 @@ class History:
     def to_csv(self, path: str | Path) -> Path:
         """The columns as CSV, a row a round; NaN is an empty cell."""
         text = io.StringIO()
-        csv.writer(text).writerow(self.columns)
-        csv.writer(text).writerows(map(_plain, row) for row in zip(*self.columns.values()))
+        csv.writer(text).writerows([self.columns, *zip(*self.plain()["columns"].values())])
         return write_whole(path, text.getvalue().encode())
 
     @classmethod
@@ -201,7 +194,7 @@ class History:
         return pd.DataFrame(self.columns)
 
 
-def _plain(v: Any) -> float | int | None:
+def _plain(v: Any) -> Any:
     """A number that JSON and CSV hold and give back bit for bit; NaN is None."""
     v = _item(v)
     return None if v != v else v

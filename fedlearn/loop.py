@@ -1,28 +1,30 @@
 """The federated loop: broadcast, train locally, send, aggregate, repeat; and the run it makes."""
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import checkpoint as disk
-from .algorithms import Message, Reply
-from .algorithms.base import State, nbytes, payload
-from .checks import RoundFailed, check, is_whole, whole
+from .algorithms.base import Message, Reply, State, nbytes, payload
+from .checks import RoundFailed, whole
+from .diagnostics import describe
 from .history import Diverged, History, Round
 from .participation import Call, uniform
+from .partition.files import write_whole
 from .recipe import Memories, Recipe, no_reply
 from .simulated import Simulated
 from .transform import Context
 
 Evaluate = Callable[[Tensor], dict[str, float]]  # theta -> metrics
+Place = str | Path | None  # of a file
 
 
 class Clients(Protocol):
@@ -39,14 +41,12 @@ class Clients(Protocol):
         """Train ``ctx.answered`` from ``message``. -> {name: (K, ...)}, what they remember now."""
 
 
-class Account(Protocol):
+class Account(NamedTuple):
     """What a run may spend: epsilon of differential privacy."""
 
     budget: float
     ledger: dict[str, float]  # what decides the sum
-
-    def spent(self, rounds: int) -> float:
-        """After so many rounds."""
+    spent: Callable[[int], float]  # rounds -> the sum after them
 
 
 def loop(run: "Run") -> Iterator[Round]:
@@ -66,6 +66,7 @@ def loop(run: "Run") -> Iterator[Round]:
         yield run.keep(ctx, message, reply, p, state, memory)
 
 
+@dataclass(eq=False, repr=False)
 class Run:
     """A run under way: an iterator of :class:`Round` that owns all that it is.
 
@@ -74,41 +75,38 @@ class Run:
     Made by :func:`federate`.
 
     Attributes:
+        name: Of the function that makes it, for errors.
+        recipe: The clients'; for a private run with nothing of a client on the way to theta.
+        loop: What makes its rounds.
+        account: What ``dp_federate`` may spend; else None.
         t: Rounds done.
         state: The server's: ``theta``, and what else the method keeps.
         memory: What the clients remember, {name: (N, ...)}: the method's part, then each stage's.
         history: :class:`History` of all rounds so far, those before a resume included.
-        account: What ``dp_federate`` may spend; else None.
     """
 
-    def __init__(
-        self,
-        name: str,
-        clients: Clients,
-        call: Call,
-        rounds: int,
-        evaluate: Evaluate | None,
-        every: int,
-        *,
-        skip: int = 0,
-        recipe: Recipe | None = None,
-        loop: Callable[["Run"], Iterator[Round]] = loop,
-        account: Account | None = None,
-    ):
-        whole(name, "rounds", rounds)
-        whole(name, "every", every)
-        whole(name, "skip", skip, 0, example=3)
-        self.clients, self.call, self.rounds = clients, call, rounds
-        self.evaluate, self.every, self.skip = evaluate, every, skip
-        self.recipe, self.account = recipe or clients.recipe, account
-        theta = self.recipe.theta.detach().to(clients.device).clone()
-        self.t, self.state, self.memory = 0, self.recipe.algorithm.init(theta), clients.memory()
-        self.history = History(theta=theta)
-        self._loop = loop
+    name: str
+    clients: Clients
+    recipe: Recipe
+    call: Call
+    rounds: int
+    evaluate: Evaluate | None
+    every: int
+    skip: int = 0
+    loop: Callable[["Run"], Iterator[Round]] = loop
+    account: Account | None = None
+
+    def __post_init__(self) -> None:
+        whole(self.name, "rounds", self.rounds)
+        whole(self.name, "every", self.every)
+        whole(self.name, "skip", self.skip, 0, example=3)
+        theta, method = self.recipe.theta.detach().clone(), self.recipe.algorithm
+        self.t, self.state = 0, method.init(theta.to(self.clients.device))
+        self.memory, self.history = self.clients.memory(), History(theta=theta)
         self._rounds: Iterator[Round] | None = None  # None: to begin anew from what the run is
         self._done: tuple[Round, State, Memories] | None = None  # computed, not yet written down
         self._path: Path | None = None
-        self._save_every, self._tried = 1, False
+        self._save_every = 1
 
     def __iter__(self) -> "Run":
         return self
@@ -116,12 +114,17 @@ class Run:
     def __next__(self) -> Round:
         try:
             self._settle()
-            if self.over:
-                left = "the budget allows no further round"
-                self.history.stopped = left if self.t < self.rounds else ""
+            if self.ends(self.t):
+                more = bool(self.t < self.rounds)
+                self.history.stopped = "the budget allows no further round" * more
                 raise StopIteration
-            r = self._next()
-            if self._path and (self.t % self._save_every == 0 or self.over):
+            rounds, self._rounds = self._rounds or self.loop(self), None
+            try:
+                r = next(rounds)
+                self._rounds = rounds
+            except RoundFailed as e:
+                r = self._give_up(e)
+            if self._path and (self.t % self._save_every == 0 or self.ends(self.t)):
                 self.save()
             return r
         except StopIteration:
@@ -130,23 +133,10 @@ class Run:
             self._leave(e)
             raise
 
-    def _next(self) -> Round:
-        rounds, self._rounds = self._rounds or self._loop(self), None
-        self.history.failed.pop(self.t, None)  # of a try that was interrupted
-        try:
-            r = next(rounds)
-        except RoundFailed as e:
-            return self._give_up(e)
-        self._rounds = rounds
-        return r
-
-    @property
-    def over(self) -> bool:
-        """Whether no round follows: all are done, or the budget allows none."""
-        return self.t >= self.rounds or not self._affords(self.t + 1)
-
-    def _affords(self, rounds: int) -> bool:
-        return self.account is None or self.account.spent(rounds) <= self.account.budget
+    def ends(self, t: int) -> bool:
+        """Whether no round follows after t of them: all are done, or the budget allows none."""
+        account = self.account
+        return t >= self.rounds or (account is not None and account.spent(t + 1) > account.budget)
 
     def keep(
         self,
@@ -167,24 +157,14 @@ class Run:
         if not bool(theta.isfinite().all()):
             bad = ~reply["delta"].isfinite().all(1).cpu().numpy()
             raise Diverged(t, ctx.answered[bad].tolist(), self.history)
-        last = t + 1 == self.rounds or not self._affords(t + 2)
-        if self.evaluate and ((t + 1) % self.every == 0 or last):
+        if self.evaluate and ((t + 1) % self.every == 0 or self.ends(t + 1)):
             metrics |= self.evaluate(theta)
         if self.account:
             metrics["epsilon"] = self.account.spent(t + 1)
-        r = Round(
-            t=t,
-            theta=theta.clone(),
-            answered=ctx.answered,
-            deltas=reply["delta"],
-            p=p,
-            loss=float(p @ reply["loss"] / p.sum()) if heard else math.nan,
-            sent=nbytes(message),
-            received=payload(reply),
-            metrics=metrics,
-            called=ctx.called,
-            seconds=float(reply["seconds"].max()) if heard and "seconds" in reply else math.nan,
-        )
+        loss = float(p @ reply["loss"] / p.sum()) if heard else math.nan
+        clock = float(reply["seconds"].max()) if heard and "seconds" in reply else math.nan
+        who, delta, moved = ctx.answered, reply["delta"], (nbytes(message), payload(reply))
+        r = Round(t, theta.clone(), who, delta, p, loss, *moved, metrics, ctx.called, clock)
         self.history.check(r)
         self._done = r, state, memory  # from here on the round has happened, whatever comes
         self._settle()
@@ -206,12 +186,12 @@ class Run:
 
     def _give_up(self, why: RoundFailed) -> Round:
         """A round that failed is on the books as if nobody had answered; ``skip`` of them may."""
-        self.history.failed[self.t] = str(why)
         nobody = self.call(self.clients.count, self.recipe.seed, self.t).keep(np.zeros(0, int))
         message = self.recipe.algorithm.message(self.state)
         reply, _ = no_reply(self.recipe, message, nobody)
         state = self.recipe.algorithm.idle(self.state, reply["delta"], reply, reply["n"])
         r = self.keep(nobody, message, reply, reply["n"], state)  # no client remembers anything new
+        self.history.failed[r.t] = str(why)
         if len(self.history.failed) > self.skip:
             raise why
         return r
@@ -220,84 +200,55 @@ class Run:
         """Nothing is lost: the history goes with the error, the last whole round to the disk."""
         self._settle()
         setattr(e, "history", self.history)  # noqa: B010 (no attribute that errors declare)
-        said = [] if isinstance(e, RoundFailed) else [str(e) or type(e).__name__]
+        self.history.stopped = "" if isinstance(e, RoundFailed) else str(e) or type(e).__name__
         try:
             if self._path and self.t:
                 self.save()
         except Exception as why:  # what ended the round is still the one to know
-            said.append(f"the checkpoint could not be written: {why}")
-            e.add_note(said[-1])
-        self.history.stopped = "; ".join(said)
+            self.history.stopped += (said := f"; the checkpoint could not be written: {why}")
+            e.add_note(said[2:])
 
     # -- to the disk and back ----------------------------------------------------------------------
 
-    def save(self, path: str | Path | None = None) -> Path:
+    def save(self, path: Place = None) -> Path:
         """Write all that the run is, to ``path`` or to its ``checkpoint``; whole or not at all."""
-        to = disk.claim(path) if path else self._path
-        check(
-            "save", "path", path, to is not None, "given for a run without checkpoint", "'a.ckpt'"
-        )
-        assert to
-        if not self._tried:  # what the server keeps by now may be of another kind than at first
-            self._try()
-            self._tried = self.t > 0
-        return disk.write(to, self.value())
+        return write_whole(disk.claim(path or self._path), disk.encode(self.value()))
 
     @cached_property
     def made(self) -> dict[str, Any]:
         """What the run is made of, flat: what a checkpoint of it must find again."""
-        how = {"recipe": self.recipe, "cohort": self.call, "loop": self._loop}
+        data = self.clients.data() if isinstance(self.clients, Simulated) else None
+        how = {"recipe": self.recipe, "cohort": self.call, "loop": self.loop, "data": data}
         how |= {"privacy": self.account and self.account.ledger, "clients": self.clients.count}
-        if isinstance(self.clients, Simulated):
-            how["data"] = self.clients.data()
-        return disk.describe(how, "run")
+        return describe(how, "run")
 
     def value(self) -> dict[str, Any]:
         """All that the run is, in plain values and tensors."""
-        kept = ("columns", "stopped", "failed")
-        history = {name: vars(self.history)[name] for name in kept}
-        now = {name: vars(self)[name] for name in ("t", "state", "memory")}
-        return {"made": self.made, "history": history, **now}
+        now = {"t": self.t, "state": self.state, "memory": self.memory}
+        return {"made": self.made, "history": self.history.plain(), **now}
 
-    def begin(
-        self,
-        checkpoint: str | Path | None,
-        save_every: int,
-        resume: "str | Path | Run | bool | None",
-    ) -> "Run":
+    def begin(self, checkpoint: Place, save_every: int, resume: "Place | Run | bool") -> "Run":
         """Go on where another run was, and write checkpoints, if asked for. -> self
 
         Raises:
             ValueError: If a file is damaged or of another recipe, or the state can't be written.
         """
         whole("checkpoint", "save_every", save_every)
-        if checkpoint is not None:
+        if checkpoint is not None or resume is True:
             self._path, self._save_every = disk.claim(checkpoint), save_every
-            self._try()
-        if resume is True:
-            check("resume", "checkpoint", checkpoint, bool(checkpoint), "given", "'a.ckpt'")
-            resume = self._path if self._path and self._path.exists() else None
+            disk.encode(self.value())  # what can't be written is refused now
+            resume = self._path.exists() and self._path if resume is True else resume
         if not resume:
             return self
         if isinstance(resume, Run):
-            then = copy.deepcopy(resume.value())
+            content, where = disk.encode(resume.value()), "of another run"
         else:
-            then = disk.decode(Path(resume).read_bytes(), resume, self.clients.device)
+            content, where = Path(resume).read_bytes(), str(resume)
+        then = disk.decode(content, where, self.clients.device)
         disk.check_same(then["made"], self.made)
         self.t, self.state, self.memory = then["t"], then["state"], tuple(then["memory"])
         self.history = History(**then["history"], theta=self.state["theta"])
         return self
-
-    def _try(self) -> None:
-        """Refuse what could not be read back before a run is made and lost."""
-        try:
-            disk.decode(disk.encode(self.value()), "the run")
-        except Exception as e:
-            raise ValueError(
-                "checkpoint: the run's state must be tensors, numbers, text, and dicts, lists or "
-                f"tuples of them, got what can't be read back ({str(e).splitlines()[0]}), e.g. "
-                "torch.as_tensor(...)"
-            ) from e
 
 
 def federate(
@@ -308,9 +259,9 @@ def federate(
     evaluate: Evaluate | None = None,
     every: int = 1,
     skip: int = 0,
-    checkpoint: str | Path | None = None,
+    checkpoint: Place = None,
     save_every: int = 1,
-    resume: str | Path | Run | bool | None = None,
+    resume: Place | Run | bool = None,
 ) -> Run:
     """Run federated rounds, yielding each as it ends. The loop itself is :func:`loop`.
 
@@ -351,14 +302,10 @@ def federate(
         >>> last.metrics["accuracy"] > 0.9
         True
     """
-    if cohort is None or callable(cohort):
-        call = cohort or uniform()
-    else:
-        N = clients.count
-        rule = f"an integer from 1 to the population's {N} clients"
-        check("federate", "cohort", cohort, is_whole(cohort, 1, N), rule, max(1, N // 2))
-        call = uniform(cohort)
-    run = Run("federate", clients, call, rounds, evaluate, every, skip=skip)
+    if cohort is not None and not callable(cohort):
+        whole("federate", "cohort", cohort, 1, clients.count, max(1, clients.count // 2))
+    call = cohort if callable(cohort) else uniform(cohort)
+    run = Run("federate", clients, clients.recipe, call, rounds, evaluate, every, skip)
     return run.begin(checkpoint, save_every, resume)
 
 
@@ -391,8 +338,6 @@ def collect(rounds: Iterable[Round], *, progress: int | None = None) -> History:
             if not isinstance(rounds, Run):  # a run keeps its own
                 history.add(r)
     except (Diverged, KeyboardInterrupt) as e:
-        if isinstance(rounds, Run) and not hasattr(e, "history"):  # between two rounds
-            rounds._leave(e)
         history.stopped = history.stopped or str(e) or type(e).__name__
         warnings.warn(history.stopped, RuntimeWarning, stacklevel=2)
     except Exception as e:

@@ -5,7 +5,7 @@ A model is a function of one parameter vector, f(theta, x) with theta in R^d: se
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,39 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import is_whole
+from .data import check_labels
+from .diagnostics.measures import evaluator
 from .module import from_module
 from .rng import Use, numpy_rng
 from .task import Loss, Task, cross_entropy, squared_error, views
 
 __all__ = [
-    "Loss",
-    "Task",
-    "check_labels",
-    "cross_entropy",
-    "evaluator",
-    "from_module",
-    "mlp",
-    "softmax_regression",
-    "squared_error",
-    "views",
-]
+    "Loss", "Task", "check_labels", "cross_entropy", "evaluator", "from_module", "mlp",
+    "softmax_regression", "squared_error", "views",
+]  # fmt: skip
 
 
 def softmax_regression(n_in: int, n_classes: int) -> Task:
     """Softmax (multinomial logistic) regression from theta = 0: scores W x + b.
 
     With p = softmax(W x + b): dL/dW = (p - onehot(y)) xᵀ and dL/db = p - onehot(y), averaged over
-    the batch. Convex, so there is one best theta to compare with. Derived in lesson 2.
-
-    Args:
-        n_in: Features.
-        n_classes: C.
-
-    Returns:
-        A :class:`Task` with d = C * n_in + C parameters: W by rows, then b.
-
-    Raises:
-        ValueError: If a size is not an integer >= 1.
+    the batch. Convex, so there is one best theta to compare with. theta holds
+    d = n_classes * n_in + n_classes numbers, W by rows, then b. ValueError if a size is not an
+    integer >= 1. Derived in lesson 2.
 
     Example:
         >>> softmax_regression(784, 10).theta0.numel()
@@ -65,13 +51,8 @@ def mlp(*dims: int, seed: int = 0) -> Task:
 
     Args:
         *dims: Sizes of the layers, inputs first: ``mlp(784, 200, 200, 10)`` is McMahan's 2NN.
+            ValueError if there are fewer than two, or one is not an integer >= 1.
         seed: Of the initial parameters, uniform in ±1/√(inputs of the layer), PyTorch's own rule.
-
-    Returns:
-        A :class:`Task`.
-
-    Raises:
-        ValueError: If there are fewer than two sizes, or one is not an integer >= 1.
 
     Example:
         >>> mlp(784, 200, 200, 10).theta0.numel()
@@ -85,10 +66,8 @@ def mlp(*dims: int, seed: int = 0) -> Task:
         hs = [x]
         for i in range(last + 1):
             W, b = layers[2 * i], layers[2 * i + 1]
-            if W.dim() == 3:
-                z = torch.baddbmm(b.unsqueeze(-2), hs[-1], W.mT)
-            else:
-                z = F.linear(hs[-1], W, b)
+            many = W.dim() == 3  # K clients at once
+            z = torch.baddbmm(b.unsqueeze(-2), hs[-1], W.mT) if many else F.linear(hs[-1], W, b)
             hs.append(z.relu_() if i < last else z)
         return hs
 
@@ -128,9 +107,7 @@ def mlp(*dims: int, seed: int = 0) -> Task:
 
         return backward(layers, x, y, mask, apply)
 
-    def predict(theta: Tensor, x: Tensor) -> Tensor:
-        return forward(views(theta, shapes), x.flatten(1))[-1]
-
+    predict = lambda theta, x: forward(views(theta, shapes), x.flatten(1))[-1]
     return Task(_uniform(shapes, seed), predict, cross_entropy, grad, step)
 
 
@@ -146,67 +123,3 @@ def _uniform(shapes: Sequence[tuple[int, ...]], seed: int) -> Tensor:
         for i, shape in enumerate(shapes)  # a bias takes the fan-in of its W
     ]
     return torch.from_numpy(np.concatenate(draws).astype(np.float32))
-
-
-def evaluator(task: Task, x: Tensor, y: Tensor) -> Callable[[Tensor], dict[str, float]]:
-    """A function of theta alone: mean loss and accuracy on x, y. Give it to ``federate``.
-
-    Args:
-        task: The model and its loss.
-        x: (m, ...).
-        y: (m,) classes, or real targets (then there is no accuracy).
-
-    Returns:
-        theta (d,) -> {"loss": mean loss, "accuracy": share of examples classified right, 0 to 1}.
-
-    Raises:
-        ValueError: If there is no example, or a class lies outside the model's.
-
-    Example:
-        >>> task = softmax_regression(2, 3)
-        >>> evaluator(task, torch.zeros(4, 2), torch.tensor([0, 0, 1, 2]))(task.theta0)
-        {'loss': 1.098612..., 'accuracy': 0.5}
-    """
-    if not len(y):
-        raise ValueError("evaluator: needs at least one example, got none, e.g. data.x_test")
-    if len(x) != len(y):
-        raise ValueError(
-            f"evaluator: x and y must have one row an example, got {len(x)} and {len(y)}, "
-            f"e.g. data.x_test and data.y_test"
-        )
-    classes = not y.is_floating_point()
-    if classes:
-        check_labels("evaluator", y, task.predict(task.theta0, x[:1].cpu()).shape[-1])
-
-    @torch.no_grad()
-    def evaluate(theta: Tensor) -> dict[str, float]:
-        scores = torch.cat([task.predict(theta, part.to(theta.device)) for part in x.split(10_000)])
-        y_ = y.to(theta.device)
-        out = {"loss": task.loss(scores, y_).mean().item()}
-        if classes:
-            out["accuracy"] = int((scores.argmax(-1) == y_).sum()) / len(y_)  # 342/360 is 0.95
-        return out
-
-    return evaluate
-
-
-def check_labels(name: str, y: Tensor, classes: int) -> None:
-    """Raise the ``ValueError`` of function ``name`` if a label is outside 0..classes-1.
-
-    Example:
-        >>> check_labels("load", torch.tensor([0, 7]), 5)
-        Traceback (most recent call last):
-        ...
-        ValueError: load: labels must be 0..4 for a model with 5 scores, got 0..7, ...
-    """
-    if y.is_floating_point():
-        raise ValueError(
-            f"{name}: a classifier needs integer classes, got {y.dtype}, e.g. y.long(); to predict "
-            f"numbers use from_module(module, squared_error)"
-        )
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"{name}: labels must be 0..{classes - 1} for a model with {classes} scores, got "
-            f"{low}..{high}, e.g. softmax_regression(64, {high + 1})"
-        )

@@ -1,11 +1,13 @@
 """Any ``nn.Module`` as a task, its gradient by autograd."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from .data import check_module
 from .task import Loss, Task, cross_entropy, views
 
 _STACK_MAX = 30_000  # parameters; above this, stacking loses to one client after the other
@@ -16,6 +18,10 @@ def from_module(
 ) -> Task:
     """Any ``nn.Module`` as a :class:`Task`, its gradient by autograd.
 
+    ValueError, with the layer and a fix, if the module keeps batch statistics or draws random
+    numbers (BatchNorm, Dropout in training mode), has nothing to train, or, with ``stacked=True``,
+    holds layers that ``vmap`` can't take (recurrent ones).
+
     Args:
         module: Maps x (B, ...) to scores (B, C). Its parameters that require a gradient become
             theta, in the order of ``module.named_parameters()``; the module itself isn't changed.
@@ -23,14 +29,6 @@ def from_module(
         stacked: True: all K clients in one pass (``vmap`` forward, ordinary backward). False: one
             client after the other. None: stacked for small models without convolutions, where it is
             faster.
-
-    Returns:
-        A :class:`Task`.
-
-    Raises:
-        ValueError: If the module keeps batch statistics or draws random numbers (BatchNorm,
-            Dropout in training mode), has nothing to train, or, with ``stacked=True``, holds layers
-            that ``vmap`` can't take (recurrent ones). The message names the layer and a fix.
 
     Example:
         >>> task = from_module(nn.Linear(784, 10))
@@ -40,23 +38,19 @@ def from_module(
     named = {k: p.detach().clone() for k, p in module.named_parameters() if p.requires_grad}
     fixed = {k: p.detach() for k, p in module.named_parameters() if not p.requires_grad}
     fixed |= dict(module.named_buffers())
-    _refuse(module, named, stacked)
+    check_module("from_module", module, stacked)
     shapes = [tuple(p.shape) for p in named.values()]
     theta0 = torch.cat([p.reshape(-1) for p in named.values()])
 
     def scores(layers: Sequence[Tensor], x: Tensor) -> Tensor:
-        own = dict(zip(named, layers, strict=True))
         rest = {k: v.to(x.device) for k, v in fixed.items()}
-        return functional_call(module, {**own, **rest}, (x,))
-
-    def predict(theta: Tensor, x: Tensor) -> Tensor:
-        return scores(views(theta, shapes), x)
+        return functional_call(module, {**dict(zip(named, layers)), **rest}, (x,))
 
     if stacked is None:
-        stacked = theta0.numel() <= _STACK_MAX and not any(
-            isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)) for m in module.modules()
-        )
-    backward = _stacked(scores, loss) if stacked else _sequential(scores, loss)
+        slow = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)
+        small = theta0.numel() <= _STACK_MAX
+        stacked = small and not any(isinstance(m, slow) for m in module.modules())
+    backward = partial(_stacked if stacked else _sequential, scores, loss, shapes)
 
     def grad(theta: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         g = torch.zeros(theta.shape, dtype=theta.dtype, device=theta.device)
@@ -65,84 +59,50 @@ def from_module(
             for out, part in zip(views(g[rows], shapes), grads, strict=True):
                 out.copy_(part)
 
-        return g, backward(theta, shapes, x, y, mask, store)
+        return g, backward(theta, x, y, mask, store)
 
     def step(theta: Tensor, x: Tensor, y: Tensor, mask: Tensor, lr: float) -> Tensor:
         def apply(rows, layers, grads):  # type: ignore[no-untyped-def]
             torch._foreach_add_(layers, grads, alpha=-lr)  # views: theta moves
 
-        return backward(theta, shapes, x, y, mask, apply)
+        return backward(theta, x, y, mask, apply)
 
+    predict = lambda theta, x: scores(views(theta, shapes), x)
     return Task(theta0, predict, loss, grad, step)
 
 
-def _stacked(scores, loss):  # type: ignore[no-untyped-def]
+def _stacked(scores, loss, shapes, theta, x, y, mask, receive):  # type: ignore[no-untyped-def]
     """All clients in one forward and one backward pass."""
-
-    def backward(theta, shapes, x, y, mask, receive):  # type: ignore[no-untyped-def]
-        w = mask / mask.sum(-1, keepdim=True).clamp(min=1)
-        with torch.enable_grad():
-            layers = [v.detach().requires_grad_() for v in views(theta, shapes)]
-            try:
-                z = vmap(lambda own, xk: scores(own, xk))(layers, x)
-            except RuntimeError as e:
-                raise ValueError(
-                    f"from_module: vmap can't run this module for K clients at once "
-                    f"({str(e).splitlines()[0]}); use from_module(module, stacked=False)"
-                ) from e
-            objective = (vmap(loss)(z, y) * w).sum(-1)
-            grads = torch.autograd.grad(objective.sum(), layers, materialize_grads=True)
-        with torch.no_grad():
-            receive(slice(None), [v.detach() for v in layers], grads)
-        return objective.detach()
-
-    return backward
+    w = mask / mask.sum(-1, keepdim=True).clamp(min=1)
+    with torch.enable_grad():
+        layers = [v.detach().requires_grad_() for v in views(theta, shapes)]
+        try:
+            z = vmap(lambda own, xk: scores(own, xk))(layers, x)
+        except RuntimeError as e:
+            raise ValueError(
+                f"from_module: vmap can't run this module for K clients at once "
+                f"({str(e).splitlines()[0]}); use from_module(module, stacked=False)"
+            ) from e
+        objective = (vmap(loss)(z, y) * w).sum(-1)
+        grads = torch.autograd.grad(objective.sum(), layers, materialize_grads=True)
+    with torch.no_grad():
+        receive(slice(None), [v.detach() for v in layers], grads)
+    return objective.detach()
 
 
-def _sequential(scores, loss):  # type: ignore[no-untyped-def]
+def _sequential(scores, loss, shapes, theta, x, y, mask, receive):  # type: ignore[no-untyped-def]
     """One client after the other; each layer is a view of its row of theta: nothing is copied."""
-
-    def backward(theta, shapes, x, y, mask, receive):  # type: ignore[no-untyped-def]
-        objectives = torch.zeros(len(theta), dtype=theta.dtype, device=theta.device)
-        full = bool(mask.all())  # no padding anywhere: nothing to pick
-        for k in range(len(theta)):
-            xk, yk = (x[k], y[k]) if full else (x[k][mask[k] > 0], y[k][mask[k] > 0])
-            if not len(yk):
-                continue
-            with torch.enable_grad():
-                layers = [v.detach().requires_grad_() for v in views(theta[k], shapes)]
-                objective = loss(scores(layers, xk), yk).mean()
-                grads = torch.autograd.grad(objective, layers, materialize_grads=True)
-            with torch.no_grad():
-                receive(k, [v.detach() for v in layers], grads)
-            objectives[k] = objective.detach()
-        return objectives
-
-    return backward
-
-
-def _refuse(module: nn.Module, named: dict[str, Tensor], stacked: bool | None) -> None:
-    """Say early, by name and with a fix, what can't be trained federatedly."""
-    if not named:
-        raise ValueError(
-            "from_module: no parameter of the module requires a gradient, e.g. nn.Linear(64, 10)"
-        )
-    for name, m in module.named_modules():
-        at = f"layer {name or 'itself'} ({type(m).__name__})"
-        norm = isinstance(m, nn.modules.batchnorm._NormBase)
-        whole_batch = isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.track_running_stats
-        if norm and (whole_batch or (m.training and m.track_running_stats)):
-            raise ValueError(
-                f"from_module: {at} keeps batch statistics, which belong to no client's theta and "
-                f"would mix clients; use nn.GroupNorm(min(32, C), C) instead (Hsieh et al., 2020)"
-            )
-        if isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0:
-            raise ValueError(
-                f"from_module: {at} draws from the global generator, so no run could be repeated; "
-                f"leave it out, or call module.eval() first"
-            )
-        if stacked and isinstance(m, nn.RNNBase):
-            raise ValueError(
-                f"from_module: {at} can't be run by vmap for K clients at once; "
-                f"use from_module(module, stacked=False)"
-            )
+    objectives = torch.zeros(len(theta), dtype=theta.dtype, device=theta.device)
+    full = bool(mask.all())  # no padding anywhere: nothing to pick
+    for k in range(len(theta)):
+        xk, yk = (x[k], y[k]) if full else (x[k][mask[k] > 0], y[k][mask[k] > 0])
+        if not len(yk):
+            continue
+        with torch.enable_grad():
+            layers = [v.detach().requires_grad_() for v in views(theta[k], shapes)]
+            objective = loss(scores(layers, xk), yk).mean()
+            grads = torch.autograd.grad(objective, layers, materialize_grads=True)
+        with torch.no_grad():
+            receive(k, [v.detach() for v in layers], grads)
+        objectives[k] = objective.detach()
+    return objectives

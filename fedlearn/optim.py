@@ -1,4 +1,4 @@
-"""The server's optimisers as pure functions."""
+"""The server's optimisers as pure functions. Each raises ValueError for a number out of range."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,16 +22,7 @@ class Optimizer(NamedTuple):
 
 
 def sgd(lr: float) -> Optimizer:
-    """Gradient descent: theta <- theta - lr * g.
-
-    Args:
-        lr: Learning rate, > 0.
-
-    Returns:
-        An :class:`Optimizer`.
-
-    Raises:
-        ValueError: If ``lr`` is not > 0 and finite.
+    """Gradient descent: theta <- theta - lr * g. ValueError if not ``lr`` > 0 and finite.
 
     Example:
         >>> opt = sgd(0.5)
@@ -46,14 +37,8 @@ def momentum(lr: float, beta: float = 0.9) -> Optimizer:
     """Heavy-ball momentum: v <- beta v + g; theta <- theta - lr v. torch.optim.SGD's own rule.
 
     Args:
-        lr: Learning rate, > 0.
-        beta: 0 <= beta < 1; 0 is :func:`sgd`.
-
-    Returns:
-        An :class:`Optimizer`; its state is v (d,).
-
-    Raises:
-        ValueError: If ``lr`` or ``beta`` is out of range.
+        lr: Learning rate, > 0 and finite.
+        beta: 0 <= beta < 1; 0 is :func:`sgd`. The state is v (d,).
 
     Example:
         >>> opt, theta = momentum(1.0, beta=0.5), torch.zeros(1)
@@ -97,23 +82,16 @@ def adagrad(lr: float, beta1: float = 0.0, tau: float = 1e-3) -> Optimizer:
     m <- beta1 m + (1 - beta1) g;  theta <- theta - lr m / (sqrt(v) + tau), from m = 0, v = tau².
 
     Args:
-        lr: Learning rate eta_s, > 0.
+        lr: Learning rate eta_s, > 0 and finite.
         beta1: 0 <= beta1 < 1, momentum; the paper's FedAdagrad has none.
         tau: > 0, adaptivity: the smaller, the more numbers with small gradients gain.
-
-    Returns:
-        An :class:`Optimizer`; its state is (m, v).
-
-    Raises:
-        ValueError: If a number is out of range.
 
     Example:
         >>> opt, theta = adagrad(0.1), torch.zeros(2)
         >>> opt.step(torch.tensor([1.0, 100.0]), opt.init(theta), theta)[0]  # equal steps
         tensor([-0.0999, -0.1000])
 
-    Reference:
-        Reddi et al., 2021, "Adaptive federated optimization", Algorithm 2 (FedAdagrad).
+    Reference: Reddi et al., 2021, "Adaptive federated optimization", Algorithm 2 (FedAdagrad).
     """
     return _adaptive("adagrad", lr, beta1, tau, lambda v, gg: v + gg)
 
@@ -121,27 +99,18 @@ def adagrad(lr: float, beta1: float = 0.0, tau: float = 1e-3) -> Optimizer:
 def adam(lr: float, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> Optimizer:
     """Adam as federated learning uses it: v <- beta2 v + (1 - beta2) g², no bias correction.
 
-    m <- beta1 m + (1 - beta1) g;  theta <- theta - lr m / (sqrt(v) + tau), from m = 0, v = tau².
+    m, theta and the start are :func:`adagrad`'s.
 
     Args:
-        lr: Learning rate eta_s, > 0.
-        beta1: 0 <= beta1 < 1, memory of m.
-        beta2: 0 <= beta2 < 1, memory of v.
-        tau: > 0, adaptivity.
-
-    Returns:
-        An :class:`Optimizer`; its state is (m, v).
-
-    Raises:
-        ValueError: If a number is out of range.
+        lr, tau: As in :func:`adagrad`.
+        beta1, beta2: Memory of m and of v, each from 0 to below 1.
 
     Example:
         >>> opt, theta = adam(0.1, beta2=0.0), torch.zeros(1)
         >>> opt.step(torch.tensor([3.0]), opt.init(theta), theta)[0]  # 0.1 * 0.1 * 3 / 3.001
         tensor([-0.0100])
 
-    Reference:
-        Reddi et al., 2021, "Adaptive federated optimization", Algorithm 2 (FedAdam).
+    Reference: Reddi et al., 2021, Algorithm 2 (FedAdam).
     """
     below_one("adam", "beta2", beta2, 0.99)
     return _adaptive("adam", lr, beta1, tau, lambda v, gg: beta2 * v + (1 - beta2) * gg)
@@ -150,19 +119,7 @@ def adam(lr: float, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) 
 def yogi(lr: float, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> Optimizer:
     """Yogi: v <- v - (1 - beta2) g² sign(v - g²): moves at the pace of g², not of v.
 
-    m <- beta1 m + (1 - beta1) g;  theta <- theta - lr m / (sqrt(v) + tau), from m = 0, v = tau².
-
-    Args:
-        lr: Learning rate eta_s, > 0.
-        beta1: 0 <= beta1 < 1, memory of m.
-        beta2: 0 <= beta2 < 1, pace of v.
-        tau: > 0, adaptivity.
-
-    Returns:
-        An :class:`Optimizer`; its state is (m, v).
-
-    Raises:
-        ValueError: If a number is out of range.
+    Everything else, and the arguments, as in :func:`adam`.
 
     Example:
         >>> opt, theta = yogi(0.1), torch.zeros(1)
@@ -170,8 +127,7 @@ def yogi(lr: float, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) 
         >>> v
         tensor([0.0900])
 
-    Reference:
-        Reddi et al., 2021, "Adaptive federated optimization", Algorithm 2 (FedYogi).
+    Reference: Reddi et al., 2021, Algorithm 2 (FedYogi).
     """
     below_one("yogi", "beta2", beta2, 0.99)
     move = lambda v, gg: v - (1 - beta2) * gg * (v - gg).sign()

@@ -2,10 +2,10 @@
 
 A :data:`Call` is a function (N, seed, t) -> :class:`~fedlearn.transform.Context`. Give it to
 ``federate`` as ``cohort``; wrap one in another: ``stragglers(dropouts(uniform(10), 0.3), 0.5)``.
-Every draw is a function of (seed, use, round, client).
+Every draw is a function of (seed, use, round, client). ValueError for a number out of range: at
+once, or from the call where it needs N.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,20 +19,11 @@ Call = Callable[[int, int, int], Context]  # N clients, seed, round t -> who, an
 
 
 def sample(n: int, k: int, seed: int, t: int) -> np.ndarray:
-    """S_t: k of n clients, uniformly and without replacement. A function of (seed, t).
-
-    Args:
-        n: N, the population.
-        k: K, the cohort.
-        seed: The run's seed.
-        t: The round.
-
-    Returns:
-        (k,) client numbers, ascending.
+    """S_t (k,): k of n clients, uniformly, without replacement, ascending: from (seed, t) alone.
 
     Example:
-        >>> sample(5, 5, seed=0, t=0)
-        array([0, 1, 2, 3, 4])
+        >>> sample(100, 5, seed=0, t=0)
+        array([ 1, 54, 89, 90, 92])
     """
     whole("sample", "n", n, 0)
     whole("sample", "k", k, 0, n)
@@ -42,16 +33,7 @@ def sample(n: int, k: int, seed: int, t: int) -> np.ndarray:
 
 
 def uniform(k: int | None = None) -> Call:
-    """K clients, each set of K as likely as any other; None for everybody.
-
-    Args:
-        k: K, from 1 to N.
-
-    Returns:
-        A :data:`Call`.
-
-    Raises:
-        ValueError: If ``k`` is not an integer >= 1; from the call, if it exceeds N.
+    """K clients, 1 to N, each set of K as likely as any other; None for everybody.
 
     Example:
         >>> uniform(3)(10, 0, 7).called
@@ -77,27 +59,20 @@ def weighted(k: int, weight: Sequence[float], *, replace: bool = False) -> Call:
 
     Args:
         k: K, from 1 to N; with replacement any.
-        weight: (N,) numbers >= 0.
+        weight: (N,) numbers >= 0, at least k of them > 0.
         replace: Whether a client may be drawn twice.
-
-    Returns:
-        A :data:`Call`.
-
-    Raises:
-        ValueError: If ``k`` or a weight is out of range; from the call, if there aren't N weights.
 
     Example:
         >>> weighted(2, [0, 5, 0, 5])(4, 0, 0).called
         array([1, 3])
 
-    Reference:
-        Li, Sahu et al., 2020, FedProx, Algorithm 2; with replacement Li, Huang et al., 2020, "On
-        the convergence of FedAvg on non-IID data", Scheme I.
+    Reference: Li, Sahu et al., 2020, FedProx, Algorithm 2; with replacement Li, Huang et al., 2020,
+    "On the convergence of FedAvg on non-IID data", Scheme I.
     """
     whole("weighted", "k", k)
-    w = _numbers("weighted", "weight", weight)
-    top = math.inf if replace else np.count_nonzero(w)
-    good = w.ndim == 1 and np.isfinite(w).all() and (w >= 0).all() and k <= top and w.sum() > 0
+    w = np.asarray(weight)
+    good = w.dtype.kind in "iufb" and w.ndim == 1 and np.isfinite(w).all() and (w >= 0).all()
+    good = good and w.sum() > 0 and (replace or k <= np.count_nonzero(w))
     rule = "N finite numbers >= 0, at least k of them > 0"
     check("weighted", "weight", weight, bool(good), rule, [1, 2, 3])
 
@@ -111,19 +86,10 @@ def weighted(k: int, weight: Sequence[float], *, replace: bool = False) -> Call:
 
 
 def poisson(q: float) -> Call:
-    """Every client decides for itself, with probability q: the cohort's size varies, and may be 0.
+    """Every client decides for itself, with probability 0 < q <= 1: the cohort may have any size.
 
     Privacy accounting by sampling needs this one. A round without a client leaves theta where it
     is, but for the noise that a private pipeline adds all the same.
-
-    Args:
-        q: 0 < q <= 1.
-
-    Returns:
-        A :data:`Call`.
-
-    Raises:
-        ValueError: If ``q`` is out of range.
 
     Example:
         >>> [len(poisson(0.3)(10, 0, t).called) for t in range(5)]
@@ -142,15 +108,8 @@ def available(k: int, chance: Callable[[int], np.ndarray]) -> Call:
     """At most K of those that are there: client i is with probability chance(t)[i].
 
     Args:
-        k: K, at most so many are called.
+        k: K, at most so many are called. A round in which nobody is there changes nothing.
         chance: Round t -> (N,) probabilities: phones that charge at night, say.
-
-    Returns:
-        A :data:`Call`. A round in which nobody is there changes nothing.
-
-    Raises:
-        ValueError: If ``k`` is not an integer >= 1; from the call, if chance(t) isn't N
-            probabilities.
 
     Example:
         >>> shifts = available(2, lambda t: np.array([t % 2, t % 2, 1 - t % 2, 1 - t % 2]))
@@ -160,7 +119,8 @@ def available(k: int, chance: Callable[[int], np.ndarray]) -> Call:
     whole("available", "k", k)
 
     def call(n: int, seed: int, t: int) -> Context:
-        there = np.flatnonzero(_happens("available", chance(t), n, seed, Use.AVAILABLE, t))
+        p = _chances("available", "chance", chance(t))
+        there = np.flatnonzero(_happens("available", p, n, seed, Use.AVAILABLE, t))
         S = there[sample(len(there), min(k, len(there)), seed, t)]
         return Context(seed, t, S, S)
 
@@ -174,22 +134,15 @@ def dropouts(call: Call, rate: float | Sequence[float]) -> Call:
     the model is trained for those that stay.
 
     Args:
-        call: Whom the server calls.
+        call: Whom the server calls. The broadcast goes to all of them.
         rate: Probability of a dropout, one for all or (N,).
-
-    Returns:
-        A :data:`Call`: the broadcast goes to all ``called``, the others have ``answered``.
-
-    Raises:
-        ValueError: If a rate is no probability; from the call, if there aren't N.
 
     Example:
         >>> ctx = dropouts(uniform(), [0, 1, 0, 1])(4, 0, 0)
         >>> ctx.called, ctx.answered
         (array([0, 1, 2, 3]), array([0, 2]))
     """
-    r = _numbers("dropouts", "rate", rate)
-    _chances("dropouts", "rate", r)
+    r = _chances("dropouts", "rate", rate)
 
     def lossy(n: int, seed: int, t: int) -> Context:
         ctx = call(n, seed, t)
@@ -205,13 +158,8 @@ def stragglers(call: Call, share: float | Sequence[float], *, drop: bool = False
     Args:
         call: Whom the server calls.
         share: Probability of being slow in a round, one for all or (N,).
-        drop: Leave the slow ones out, as FedAvg does in FedProx's experiments.
-
-    Returns:
-        A :data:`Call` with ``work``, the fraction that each one does; at least one step is done.
-
-    Raises:
-        ValueError: If a share is no probability; from the call, if there aren't N.
+        drop: Leave the slow ones out, as FedAvg does in FedProx's experiments. Otherwise ``work``
+            is the fraction that each one does; at least one step is done.
 
     Example:
         >>> stragglers(uniform(), [0, 1, 0])(3, 0, 0).work.round(2)
@@ -219,11 +167,10 @@ def stragglers(call: Call, share: float | Sequence[float], *, drop: bool = False
         >>> stragglers(uniform(), [0, 1, 0], drop=True)(3, 0, 0).answered
         array([0, 2])
 
-    Reference:
-        Li, Sahu et al., 2020, FedProx, §5.2 (there a whole number of epochs, uniform in 1..E).
+    Reference: Li, Sahu et al., 2020, FedProx, §5.2 (there a whole number of epochs, uniform in
+    1..E).
     """
-    s = _numbers("stragglers", "share", share)
-    _chances("stragglers", "share", s)
+    s = _chances("stragglers", "share", share)
 
     def slow(n: int, seed: int, t: int) -> Context:
         ctx = call(n, seed, t)
@@ -236,37 +183,28 @@ def stragglers(call: Call, share: float | Sequence[float], *, drop: bool = False
     return slow
 
 
-# -- draws, a number a client, whoever else takes part ---------------------------------------------
-
-
 def _draws(n: int, seed: int, *path: int) -> np.ndarray:
+    """(N,) numbers in [0, 1), a client's whoever else takes part."""
     return hashed(np.arange(n), seed, *path) / 2.0**64
 
 
-def _happens(name: str, chance: np.ndarray, n: int, seed: int, use: Use, t: int) -> np.ndarray:
-    p = _numbers(name, "chance", chance)
-    _chances(name, "chance", p)
+def _happens(name: str, p: np.ndarray, n: int, seed: int, use: Use, t: int) -> np.ndarray:
+    """(N,) whether it happens to each client in round t, with probability p."""
     if p.ndim:
         _each(name, "chance", p, n)
     return _draws(n, seed, use, t) < p
 
 
-# -- what is refused -------------------------------------------------------------------------------
-
-
-def _numbers(name: str, argument: str, values: Any) -> np.ndarray:
-    """One number, or many (a mask is 0 and 1), as floats; no text."""
-    array = np.asarray(values)
-    ok = array.dtype.kind in ("iufb" if array.ndim else "iuf")
-    check(name, argument, values, ok, "one number, or one a client", 0.3)
-    return array.astype(float)
-
-
-def _chances(name: str, argument: str, p: np.ndarray) -> None:
-    ok = p.ndim < 2 and bool(((p >= 0) & (p <= 1)).all())
-    check(name, argument, p.tolist(), ok, "one probability, or one a client", 0.3)
+def _chances(name: str, argument: str, values: Any) -> np.ndarray:
+    """One probability, or one a client, as floats; no text."""
+    p = np.asarray(values)
+    kind = p.dtype.kind in ("iufb" if p.ndim else "iuf")  # a mask is 0 and 1
+    ok = kind and p.ndim < 2 and bool(((p >= 0) & (p <= 1)).all())
+    check(name, argument, values, ok, "one probability, or one a client", 0.3)
+    return p.astype(float)
 
 
 def _each(name: str, argument: str, values: np.ndarray, n: int) -> None:
+    """Refuse what isn't (N,)."""
     ok = values.shape == (n,)
     check(name, argument, values.tolist(), ok, f"a number for each of the {n} clients", [0.1] * 3)

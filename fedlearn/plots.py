@@ -19,17 +19,12 @@ from matplotlib.lines import Line2D
 
 from .history import History
 
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#F0E442",
-    "#000000",
-)
-OKABE_ITO = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK)
+# The one palette, of lessons, live panels and their style sheet. Okabe and Ito's yellow can't be
+# seen on white: grey stands there. Text and what all data in one place gives are in ink.
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#7A7A7A", "#111111"
+BLACK = INK
+OKABE_ITO = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, INK)
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), ":")
 
 SHEET: Any = {

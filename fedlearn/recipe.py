@@ -1,6 +1,6 @@
 """The recipe of a run, and what a client does by it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .aggregate import mean
 from .algorithms import Algorithm, Message, Reply
-from .batches import Shards, schedule
-from .checks import check, whole
+from .batches import Parts, Shards, schedule
+from .checks import check, is_whole, whole
 from .transform import Context, Memory, Pipeline, chain
 
 Memories = tuple[Memory, ...]  # of clients: the method's, then each row stage's
@@ -52,11 +52,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         vector = self.theta.dim() == 1 and bool(self.theta.isfinite().all())
-        got, rule = tuple(self.theta.shape), "a finite vector (d,)"
-        check("Recipe", "theta", f"shape {got}", vector, rule, "task.theta0")
-        if self.batch is not None:
-            more = ", or None for all of a client's examples"
-            whole("Recipe", "batch", self.batch, more=more, example=32)
+        got = tuple(self.theta.shape) if self.theta.dim() != 1 else "inf or NaN in it"
+        check("Recipe", "theta", got, vector, "a finite vector (d,)", "task.theta0")
+        rule = "an integer >= 1, or None for all of a client's examples"
+        check("Recipe", "batch", self.batch, self.batch is None or is_whole(self.batch), rule, 32)
         whole("Recipe", "epochs", self.epochs, example=5)
         whole("Recipe", "seed", self.seed, 0, 2**63 - 1, example=0)
 
@@ -65,22 +64,11 @@ class Recipe:
         return (self.algorithm.memory(self.theta), *self.pipeline.memory(self.theta))
 
 
-def shards_of(
-    recipe: Recipe,
-    x: Tensor,
-    y: Tensor,
-    parts: Sequence[np.ndarray] | Mapping[int, np.ndarray],
-    ctx: Context,
-) -> Shards:
+def shards_of(recipe: Recipe, x: Tensor, y: Tensor, parts: Parts, ctx: Context) -> Shards:
     """The round's minibatches of the clients ``ctx.answered``, in the parameters' type."""
+    B, E, t = recipe.batch, recipe.epochs, ctx.round if ctx.turns is None else ctx.turns
     index, mask, n = schedule(
-        parts,
-        ctx.answered,
-        batch=recipe.batch,
-        epochs=recipe.epochs,
-        seed=ctx.seed,
-        round=ctx.round if ctx.turns is None else ctx.turns,
-        work=ctx.work,
+        parts, ctx.answered, batch=B, epochs=E, seed=ctx.seed, round=t, work=ctx.work
     )
     n = torch.ones_like(n) if recipe.equal else n
     real = recipe.theta.dtype

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .algorithms import Message, Reply
 from .algorithms.base import nbytes, payload
-from .checks import whole
+from .checks import check, whole
+from .data import check_population
 from .fleet import Fleet
-from .model import check_labels, cross_entropy
 from .recipe import Memories, Recipe, client_step, shards_of
 from .transform import Context
 
@@ -58,7 +58,7 @@ class Simulated:
         device: str | torch.device = "cpu",
         fleet: Fleet | None = None,
     ):
-        _check_data(recipe, x, y, parts)
+        check_population("Simulated", recipe.algorithm.task, x, y, parts)
         if chunk is not None:
             whole("Simulated", "chunk", chunk)
         self.recipe, self.count, self.fleet = recipe, len(parts), fleet
@@ -72,11 +72,9 @@ class Simulated:
         wide = lambda v: v.to(self.device).expand(self.count, *v.shape).clone()
         return tuple({k: wide(v) for k, v in kept.items()} for kept in self.recipe.memory())
 
-    def data(self) -> dict[str, Any]:
-        """Who holds what: a checkpoint of other data is refused."""
-        parts = np.concatenate(self.parts), np.array([len(p) for p in self.parts])
-        mine = {"x": self.x, "y": self.y, "rows": parts[0], "sizes": parts[1]}
-        return {**mine, "chunk": self.chunk, "fleet": self.fleet}
+    def data(self) -> tuple[Any, ...]:
+        """What else decides the bits of a run: a checkpoint of another is refused."""
+        return self.x, self.y, self.parts, self.chunk, self.fleet
 
     def run(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
         """Train the clients ``ctx.answered``; ``memory`` (N, ...) is read, not written.
@@ -85,11 +83,9 @@ class Simulated:
             {"delta": (K, d), "n": (K,), "loss": (K,), ...}, and what they remember now (K, ...).
         """
         who = ctx.answered
-        if any(memory) and len(np.unique(who)) < len(who):
-            raise ValueError(
-                "Simulated: a client that remembers something can't be in a cohort twice; draw "
-                "without replacement, e.g. weighted(k, sizes, replace=False)"
-            )
+        once = not any(memory) or len(np.unique(who)) == len(who)
+        rule = "without a client twice, for they remember something: draw without replacement"
+        check("Simulated", "the cohort", who, once, rule, "weighted(k, sizes, replace=False)")
         if len(who) <= self.chunk:
             return self._train(message, ctx, memory)
         order = np.argsort([len(self.parts[k]) for k in who], kind="stable")
@@ -145,47 +141,3 @@ def centralised(
     whole("centralised", "n_clients", n_clients, example=20)
     pooled = replace(recipe, batch=recipe.batch and min(recipe.batch * n_clients, len(y)))
     return Simulated(pooled, x, y, [np.arange(len(y))], device=device)
-
-
-def _check_data(recipe: Recipe, x: Tensor, y: Tensor, parts: Sequence[np.ndarray]) -> None:
-    """What can be known to be wrong before the first round."""
-    if len(x) != len(y):
-        raise ValueError(
-            f"Simulated: x and y must have one row an example, got {len(x)} and {len(y)}"
-        )
-    if not all(part.isfinite().all() for part in x.split(10_000)):  # in parts: isfinite copies
-        raise ValueError("Simulated: x holds inf or NaN; clean it, e.g. with x.nan_to_num()")
-    if not len(parts):
-        raise ValueError(
-            "Simulated: needs at least one client, got no parts, e.g. [np.arange(100)]"
-        )
-    for k, rows in enumerate(map(np.asarray, parts)):
-        if len(rows) and not np.issubdtype(rows.dtype, np.integer):
-            raise ValueError(
-                f"Simulated: parts must be integer rows of x and y, got {rows.dtype} for client "
-                f"{k}, e.g. np.flatnonzero(mask) for a mask"
-            )
-        if not len(rows) or rows.min() < 0 or rows.max() >= len(y):
-            got = f"{rows.min()}..{rows.max()}" if len(rows) else "none"
-            raise ValueError(
-                f"Simulated: every client needs rows from 0..{len(y) - 1}, got {got} for client "
-                f"{k}; make parts with fedlearn.partition, e.g. partition.iid(y, 10, rng)"
-            )
-    task = recipe.algorithm.task
-    if task is None or task.predict is None or task.loss is None:
-        return  # a Task from a notebook cell may have its gradient alone
-    few = x[:2].cpu()
-    try:
-        scores = task.predict(task.theta0, few)
-    except (RuntimeError, ValueError, IndexError) as e:
-        raise ValueError(
-            f"Simulated: the model can't take examples of shape {tuple(x.shape[1:])} ({e}), "
-            f"e.g. softmax_regression({x[0].numel()}, 10) for these"
-        ) from e
-    if task.loss is cross_entropy:
-        check_labels("Simulated", y, scores.shape[-1])
-    elif task.loss(scores, y[:2].cpu()).shape != (len(few),):
-        raise ValueError(
-            f"Simulated: the model's scores of shape {tuple(scores.shape)} don't give one loss an "
-            f"example, e.g. one score, nn.Linear({x[0].numel()}, 1), for squared_error"
-        )

@@ -24,7 +24,7 @@ class Task(NamedTuple):
         grad: theta (K, d), x (K, B, ...), y (K, B), mask (K, B)
             -> gradients (K, d), objectives (K,).
         step: as grad, and lr: moves theta (K, d) by -lr * gradient in place -> objectives (K,). No
-            gradient is stored. None: :func:`fedlearn.optim.descend` uses ``grad``.
+            gradient is stored. None: :func:`fedlearn.descend.descend` uses ``grad``.
 
     ``mask`` is 1 for an example and 0 for padding; a row of zeros has gradient 0.
     """
@@ -37,14 +37,7 @@ class Task(NamedTuple):
 
 
 def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(scores)_y of every example.
-
-    Args:
-        scores: (B, C).
-        y: (B,) classes 0..C-1.
-
-    Returns:
-        (B,) losses, in nats.
+    """-log softmax(scores)_y in nats: scores (B, C), classes y (B,) in 0..C-1 -> losses (B,).
 
     Example:
         >>> cross_entropy(torch.zeros(1, 10), torch.tensor([3]))
@@ -54,14 +47,7 @@ def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
 
 
 def squared_error(scores: Tensor, y: Tensor) -> Tensor:
-    """(score - y)² / 2 of every example; its gradient in the score is the residual.
-
-    Args:
-        scores: (B, 1).
-        y: (B,) targets.
-
-    Returns:
-        (B,) losses.
+    """(score - y)² / 2: scores (B, 1), targets y (B,) -> losses (B,); its gradient is the residual.
 
     Example:
         >>> squared_error(torch.tensor([[3.0]]), torch.tensor([1.0]))
@@ -71,14 +57,7 @@ def squared_error(scores: Tensor, y: Tensor) -> Tensor:
 
 
 def views(theta: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """The layers inside theta (..., d), sharing its memory: change one and theta changes.
-
-    Args:
-        theta: (..., d).
-        shapes: Shape of every layer, in order; their sizes sum to d.
-
-    Returns:
-        One view (..., *shape) a layer.
+    """The layers inside theta (..., d), one view (..., *shape) each: change one and theta changes.
 
     Example:
         >>> theta = torch.arange(6.0)

@@ -1,8 +1,14 @@
-"""What every test shares: one thread, repeatable hypothesis, a closed network, measurements."""
+"""What every test shares: a thread each, repeatable hypothesis, a closed network, measurements."""
 
 from __future__ import annotations
 
+import os
 import socket
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # each has its share of the cores, and so has what it starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

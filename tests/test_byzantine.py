@@ -22,6 +22,7 @@ from fedlearn.attacks.byzantine import (
     sign_flip,
     z_max,
 )
+from fedlearn.participation import sample
 from fedlearn.rng import Use, numpy_rng
 from fedlearn.transform import Context, chain, clip
 
@@ -141,15 +142,17 @@ def made(attack, attackers, *, rule=None, place=Simulated, stages=(), method=Non
     return recipe, Byzantine(place(recipe, p.x, p.y, p.parts, **more), attackers, attack)
 
 
-def message(recipe):
-    return recipe.algorithm.message(recipe.algorithm.init(recipe.theta))
+def ran(clients, ctx):
+    """What comes back in one round of a new run."""
+    method, theta = clients.recipe.algorithm, clients.recipe.theta
+    return clients.run(method.message(method.init(theta)), ctx, clients.memory())[0]
 
 
 def test_only_the_attackers_rows_change():
-    recipe, bad = made(sign_flip(4.0), [6, 2])
+    _, bad = made(sign_flip(4.0), [6, 2])
     S = np.array([0, 2, 3, 6])
     ctx = Context(3, 1, S, S)
-    before, after = bad.clients.run(message(recipe), ctx), bad.run(message(recipe), ctx)
+    before, after = ran(bad.clients, ctx), ran(bad, ctx)
     factor = torch.tensor([1.0, -4.0, 1.0, -4.0], dtype=torch.float64)
     close(after["delta"], factor[:, None] * before["delta"])
     assert set(after) == set(before)
@@ -159,12 +162,12 @@ def test_only_the_attackers_rows_change():
 
 def test_what_the_clients_answered_is_left_alone():
     """Who keeps a reply, for a plot or a second wrapper, keeps what was sent."""
-    recipe, bad = made(sign_flip(4.0), [2])
+    _, bad = made(sign_flip(4.0), [2])
     ctx = Context(3, 1, np.arange(8), np.arange(8))
-    kept = bad.clients.run(message(recipe), ctx)
-    bad.clients.run = lambda message, ctx: kept
+    kept = ran(bad.clients, ctx)
+    bad.clients.run = lambda message, ctx, memory: (kept, memory)
     before = kept["delta"].clone()
-    assert not torch.equal(bad.run(message(recipe), ctx)["delta"], before)
+    assert not torch.equal(ran(bad, ctx)["delta"], before)
     assert torch.equal(kept["delta"], before)
 
 
@@ -175,29 +178,28 @@ def test_the_attack_sees_the_honest_rows_its_own_and_its_numbers():
         seen.append((honest, own, ctx))
         return own
 
-    recipe, bad = made(spy, [1, 5, 7])
+    _, bad = made(spy, [1, 5, 7])
     S = np.array([0, 1, 4, 5])
     ctx = Context(3, 2, np.arange(6), S, work=np.array([1.0, 0.4, 1.0, 0.7]))
-    bad.run(message(recipe), ctx)
+    ran(bad, ctx)
     honest, own, theirs = seen[0]
-    everybody = bad.clients.run(message(recipe), ctx)["delta"]
+    everybody = ran(bad.clients, ctx)["delta"]
     close(honest, everybody[[0, 2]])
     close(own, everybody[[1, 3]])
-    assert theirs.rows.tolist() == [1, 5] and theirs.work.tolist() == [0.4, 0.7]
-    assert theirs.round == 2 and theirs.cohort.tolist() == list(range(6))
+    assert theirs.answered.tolist() == [1, 5] and theirs.work.tolist() == [0.4, 0.7]
+    assert theirs.round == 2 and theirs.called.tolist() == list(range(6))
 
 
 def test_a_cohort_without_an_attacker_and_one_of_attackers_alone():
-    recipe, bad = made(inner_product(2.0), [0, 1])
+    _, bad = made(inner_product(2.0), [0, 1])
     there, alone = np.array([3, 5]), np.array([0, 1])
     for S in (there, alone):
         ctx = Context(3, 0, S, S)
-        before = bad.clients.run(message(recipe), ctx)["delta"]
-        after = bad.run(message(recipe), ctx)["delta"]
+        before, after = ran(bad.clients, ctx)["delta"], ran(bad, ctx)["delta"]
         want = before if S is there else (-2.0 * before.mean(0)).expand(2, -1)  # their own to see
         close(after, want)
     nobody = np.array([], dtype=int)
-    assert bad.run(message(recipe), Context(3, 0, nobody, nobody))["delta"].shape[0] == 0
+    assert ran(bad, Context(3, 0, nobody, nobody))["delta"].shape[0] == 0
 
 
 ATTACKS = [sign_flip(2.0), gaussian(0.1), little_is_enough(), inner_product(0.5)]
@@ -207,7 +209,7 @@ ATTACKS = [sign_flip(2.0), gaussian(0.1), little_is_enough(), inner_product(0.5)
 def test_partial_cohorts_run_and_the_chunk_is_no_matter(attack):
     ends = []
     for chunk in (1, 3, 8):
-        recipe, bad = made(attack, [0, 3, 4, 7], chunk=chunk)
+        _, bad = made(attack, [0, 3, 4, 7], chunk=chunk)
         *_, last = federate(bad, rounds=8, cohort=3)
         ends.append(last.theta)
     for other in ends[1:]:
@@ -217,46 +219,45 @@ def test_partial_cohorts_run_and_the_chunk_is_no_matter(attack):
 def test_it_wraps_any_clients():
     ends = []
     for place in (Simulated, Wire):
-        recipe, bad = made(gaussian(0.1), [2], place=place)
+        _, bad = made(gaussian(0.1), [2], place=place)
         *_, last = federate(bad, rounds=3, cohort=5)
         ends.append(last.theta)
     torch.testing.assert_close(*ends, atol=1e-9, rtol=1e-9)
 
 
 def test_one_kind_of_attackers_round_another():
-    recipe, bad = made(sign_flip(2.0), [0])
+    _, bad = made(sign_flip(2.0), [0])
     both = Byzantine(bad, [1], inner_product(1.0))
     S = np.array([0, 1, 2])
     ctx = Context(3, 0, S, S)
-    plain, got = (
-        bad.clients.run(message(recipe), ctx)["delta"],
-        both.run(message(recipe), ctx)["delta"],
-    )
+    plain, got = ran(bad.clients, ctx)["delta"], ran(both, ctx)["delta"]
     close(got[0], -2 * plain[0])
     close(got[1], -(-2 * plain[0] + plain[2]) / 2)  # sees the flipped one as honest
     close(got[2], plain[2])
 
 
 def test_a_clip_on_the_client_binds_the_obedient_alone():
-    recipe, bad = made(sign_flip(50.0), [0], stages=[clip(0.01)])
+    _, bad = made(sign_flip(50.0), [0], stages=[clip(0.01)])
     S = np.arange(8)
-    norms = bad.run(message(recipe), Context(3, 0, S, S))["delta"].norm(dim=1)
+    norms = ran(bad, Context(3, 0, S, S))["delta"].norm(dim=1)
     assert norms[0] > 0.4 and (norms[1:] <= 0.01 + 1e-9).all()
 
 
 def test_a_methods_second_vector_stays_as_trained():
     p = problem()
-    recipe, bad = made(
+    _, bad = made(
         sign_flip(2.0), [0], method=algorithms.scaffold(p.closed_form, lr=0.2, n_total=240)
     )
     rounds = list(federate(bad, rounds=2))
     assert len(rounds) == 2 and rounds[-1].theta.isfinite().all()
 
 
-def test_federate_compares_the_recipes():
-    recipe, bad = made(sign_flip(), [0])
-    with pytest.raises(ValueError, match="another recipe"):
-        federate(Recipe(recipe.algorithm, recipe.theta, recipe.pipeline, seed=9), bad, rounds=1)
+def test_a_run_goes_by_the_recipe_of_the_clients_that_are_wrapped():
+    recipe, bad = made(sign_flip(), [])
+    assert bad.recipe is bad.clients.recipe is recipe
+    for r, s in zip(*(federate(c, rounds=3, cohort=5) for c in (bad, bad.clients)), strict=True):
+        assert np.array_equal(r.answered, sample(8, 5, recipe.seed, r.t))
+        assert torch.equal(r.theta, s.theta) and torch.equal(r.deltas, s.deltas)
 
 
 # -- in a run: who falls, and when ----------------------------------------------------------------
@@ -313,7 +314,7 @@ BAD = {
         Y, [np.arange(3)], [0], 9
     ),
     r"Byzantine: the attack must return a row for each of its 2 clients": lambda: next(
-        federate(*made(lambda honest, own, ctx: own[0], [0, 1]), rounds=1)
+        federate(made(lambda honest, own, ctx: own[0], [0, 1])[1], rounds=1)
     ),
 }  # fmt: skip
 

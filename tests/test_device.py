@@ -51,6 +51,6 @@ def test_the_reference_runs_there_too():
     p = problem()
     task = p.closed_form
     recipe = Recipe(METHODS["fedavg"](task), task.theta0)
-    pooled, everything = centralised(recipe, p.x, p.y, n_clients=8, device="cuda")
-    r = next(federate(everything, rounds=1, cohort=1))
+    pooled = centralised(recipe, p.x, p.y, n_clients=8, device="cuda")
+    r = next(federate(pooled, rounds=1, cohort=1))
     assert r.theta.is_cuda and np.isfinite(r.loss)

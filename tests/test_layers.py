@@ -13,12 +13,12 @@ PACKAGE = Path(__file__).parents[1] / "fedlearn"
 LAYERS = [  # lowest first; within a layer, files may import one another
     {"checks", "files", "rng"},
     {"partition"},
-    {"batches", "data", "task", "module", "model", "skew"},
+    {"batches", "data", "task", "module", "model", "skew", "diagnostics"},
     {"transform", "optim", "descend"},
     {"algorithms", "aggregate", "federated_optimizer", "history", "participation", "fleet"},
     {"recipe", "checkpoint", "simulated", "loop"},
     {"asynchronous", "privacy", "attacks"},
-    {"plots", "diagnostics", "flower"},
+    {"plots", "flower"},
     {"panels"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
@@ -26,6 +26,7 @@ ONLY = {  # who may import it, at the top of a file or inside a function
     "ipywidgets": {"panels"},
     "anywidget": {"panels"},
     "IPython": {"panels"},
+    "joblib": {"panels"},
     "matplotlib": {"plots", "panels"},
     "flwr": {"flower"},
     "sklearn": {"data"},

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedlearn import data, federate, partition
+from fedlearn import Recipe, Simulated, data, federate, partition
 from fedlearn.algorithms import fedavg
 from fedlearn.attacks import invert_linear, label_counts, membership, reveal_label
 from fedlearn.model import from_module, mlp, softmax_regression, views
@@ -31,10 +31,10 @@ def layers(g, *dims):
 def trained():
     """An mlp after some rounds of FedAvg: test accuracy about 0.9."""
     task = mlp(64, 32, 10)
-    recipe = federate.Recipe(fedavg(task, lr=0.5), task.theta0)
+    recipe = Recipe(fedavg(task, lr=0.5), task.theta0)
     rng = np.random.default_rng(0)
-    clients = federate.Simulated(recipe, DIGITS.x, DIGITS.y, partition.iid(DIGITS.y, 10, rng))
-    (*_, last) = federate.federate(clients, rounds=60)
+    clients = Simulated(recipe, DIGITS.x, DIGITS.y, partition.iid(DIGITS.y, 10, rng))
+    (*_, last) = federate(clients, rounds=60)
     return task, last.theta
 
 

@@ -339,6 +339,7 @@ CORRECTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CORRECTED)
 @pytest.mark.parametrize("cohort", [8, 3])
 def test_corrected_methods_reach_the_optimum_in_five_dimensions(name, cohort):

@@ -1,8 +1,14 @@
-"""Every lesson runs top to bottom on a laptop without network, and is stored clean."""
+"""Every lesson runs top to bottom on a laptop without network, is stored clean, and is tagged.
+
+Tags say what a cell is for: what a panel needs (``setup``), a ``panel``, a ``check`` of a claim or
+an answer, an ``exercise``, its ``solution``, a ``figure``, an experiment ``further`` on.
+"""
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import copy
 import os
 import re
 import time
@@ -12,9 +18,13 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from needed import needed, shows_a_panel
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LIMIT_S = 300  # a hang, not a speed test
+AT_A_TIME = min(8, max(2, os.cpu_count() or 2))
+TAGS = {"setup", "panel", "check", "exercise", "solution", "figure", "further"}
+UNCHECKED = {("01", 4)}  # exercises whose solution is a measurement to read, no answer to check
 
 # The kernel may talk to this machine only: whatever else is looked up or called is refused.
 OFFLINE = """
@@ -51,7 +61,7 @@ def execute(path: Path, folder: Path) -> tuple[nbformat.NotebookNode, float]:
         "PYTHONPATH": str(folder),
         "XDG_CACHE_HOME": str(folder),
         "FEDLEARN_FAST": "1",
-        "OMP_NUM_THREADS": "1",  # two notebooks at a time on two cores
+        "OMP_NUM_THREADS": "1",  # a notebook a core
     }
     env.pop("FEDLEARN_DATA", None)
     nb = nbformat.read(path, as_version=4)
@@ -65,12 +75,12 @@ def execute(path: Path, folder: Path) -> tuple[nbformat.NotebookNode, float]:
 def executed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[Path, Future]:
-    """The chosen notebooks, running two at a time."""
+    """The chosen notebooks, running as many at a time as there are cores, two at least."""
     root = tmp_path_factory.mktemp("notebooks")
     chosen = {
         i.callspec.params["path"] for i in request.session.items if "executed" in i.fixturenames
     }
-    pool = ThreadPoolExecutor(2)
+    pool = ThreadPoolExecutor(AT_A_TIME)
     jobs = {p: pool.submit(execute, p, root / p.stem) for p in sorted(chosen)}
     yield jobs
     pool.shutdown(cancel_futures=True)
@@ -121,3 +131,133 @@ def test_cells_are_short(path):
 
 def test_there_are_lessons():
     assert [p.stem[:2] for p in NOTEBOOKS][:5] == ["00", "01", "02", "03", "04"]
+
+
+# -- tags -----------------------------------------------------------------------------------------
+
+
+def tags(cell: nbformat.NotebookNode) -> set[str]:
+    return set(cell.metadata.get("tags", ()))
+
+
+def tagged(nb: nbformat.NotebookNode, *names: str) -> set[int]:
+    """Numbers of the cells that have one of these tags."""
+    return {i for i, c in enumerate(nb.cells) if tags(c) & set(names)}
+
+
+def hidden(cell: nbformat.NotebookNode) -> bool:
+    return bool(cell.metadata.get("jupyter", {}).get("source_hidden"))
+
+
+def shown(nb: nbformat.NotebookNode, numbers: set[int]) -> str:
+    """Cells in words, for a message."""
+    return "; ".join(f"{i} ({nb.cells[i].source[:50]!r})" for i in sorted(numbers))
+
+
+def check_tags(nb: nbformat.NotebookNode) -> None:
+    """Every rule about single cells; the tests below are about what belongs together."""
+    further = False
+    for i, cell in enumerate(nb.cells):
+        mine, where = tags(cell), f"cell {i} ({cell.source[:50]!r})"
+        assert mine <= TAGS, f"{where}: unknown tags {mine - TAGS}"
+        assert len(mine) == len(cell.metadata.get("tags", ())), f"{where}: a tag twice"
+        if cell.cell_type == "markdown":
+            if title := re.search(r"^#{1,2} (.*)$", cell.source, re.MULTILINE):
+                further = title[1].strip().lower() == "further experiments"
+            assert mine <= {"exercise", "solution", "further"}, f"{where}: tags of a code cell"
+            folded = "<details" in cell.source
+            assert folded == ("solution" in mine), f"{where}: a solution is in <details>"
+        elif cell.cell_type == "code":
+            asserts = any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse(cell.source)))
+            assert not asserts or "check" in mine, f"{where}: it asserts, so it is a check"
+            assert shows_a_panel(cell) == ("panel" in mine), f"{where}: a panel, or not"
+            drawn = any("image/png" in o.get("data", {}) for o in cell.outputs)
+            assert (drawn and "panel" not in mine) == ("figure" in mine), f"{where}: a figure?"
+            assert hidden(cell) or "solution" not in mine, f"{where}: a solution is collapsed"
+        assert further == ("further" in mine), f"{where}: 'Further experiments' and `further`"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_tags_say_what_a_cell_is(path):
+    check_tags(nbformat.read(path, as_version=4))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_what_the_panels_need_is_setup_and_nothing_else(path):
+    nb = nbformat.read(path, as_version=4)
+    panels = tagged(nb, "panel")
+    assert panels, "a lesson has a panel"
+    need, setup = needed(nb.cells, panels), tagged(nb, "setup")
+    missing = {i: why for i, why in need.items() if i not in setup}
+    assert not missing, f"not tagged `setup`, though a panel needs it: {missing}"
+    assert not setup - {*need}, f"`setup` that no panel needs: {shown(nb, setup - {*need})}"
+    assert not tagged(nb, "further") & {*need}, "a panel needs a further experiment"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_exercise_is_checked_and_solved(path):
+    """A text, code to write, a check. Then the solution: before the next exercise, or, if it has a
+    number, under this number in the next solutions."""
+    nb = nbformat.read(path, as_version=4)
+    texts = [i for i in sorted(tagged(nb, "exercise")) if nb.cells[i].cell_type == "markdown"]
+    assert texts, "a lesson has exercises"
+    for start, end in zip(texts, [*texts[1:], len(nb.cells)]):
+        what = f"exercise in cell {start} ({nb.cells[start].source[:50]!r})"
+        named = re.match(r"\**Exercise (\d+)", nb.cells[start].source)
+        number = int(named[1]) if named else None
+        solutions = [i for i in sorted(tagged(nb, "solution")) if i >= start]
+        assert solutions, f"{what}: no solution after it"
+        if (path.stem[:2], number) not in UNCHECKED:
+            checks = [i for i in sorted(tagged(nb, "check")) if start < i < end]
+            assert checks, f"{what}: no check before the next exercise"
+            assert checks[0] < solutions[0], f"{what}: the solution comes before the check"
+        if number is None:
+            assert solutions[0] < end, f"{what}: no solution before the next exercise"
+        else:
+            item = re.search(rf"^{number}\. ", nb.cells[solutions[0]].source, re.MULTILINE)
+            assert item, f"{what}: the next solutions have no item {number}."
+
+
+def broken(nb: nbformat.NotebookNode, tag: str) -> nbformat.NotebookNode:
+    """A copy in which the first cell with this tag has lost it."""
+    nb = copy.deepcopy(nb)
+    cell = nb.cells[min(tagged(nb, tag))]
+    cell.metadata["tags"] = [t for t in cell.metadata["tags"] if t != tag]
+    return nb
+
+
+@pytest.mark.parametrize("tag", ["panel", "check", "solution", "figure"])
+def test_a_lost_tag_is_noticed(tag):
+    with pytest.raises(AssertionError, match=r"cell \d+"):
+        check_tags(broken(nbformat.read(NOTEBOOKS[1], as_version=4), tag))
+
+
+def notebook(*sources: str) -> list[nbformat.NotebookNode]:
+    return [nbformat.v4.new_code_cell(s) for s in sources]
+
+
+@pytest.mark.parametrize(
+    ("sources", "need"),
+    [
+        (["import a", "b = 1", "c = a", "Panel(c)"], [0, 2]),
+        (["def f():\n    return x", "x = 1", "y = f()", "Panel(y)"], [0, 1, 2]),  # called: x
+        (["def f():\n    return x", "x = 1", "y = f", "Panel(y)"], [0, 1, 2]),  # handed on
+        (["x = 1", "x = 2", "Panel(x)"], [1]),
+        (["x = 1", "f = lambda: x", "x = 2", "Panel(f)"], [1, 2]),  # the x at the time of the call
+        (["x = []", "x.append(1)", "Panel(x)"], [0, 1]),
+        (["x = {}", "x['a'] = 1", "x.b = 2", "y = 3", "Panel(x)"], [0, 1, 2]),
+        (["n = 0", "for i in range(3):\n    n += i", "Panel(n)"], [0, 1]),
+        (["i = 7", "for i in range(3):\n    j = i", "Panel(j)"], [1]),
+        (["x = 1", "y = [x for x in range(3)]", "Panel(y)"], [1]),
+        (["k = 2", "y = [k * x for x in range(3)]", "Panel(y)"], [0, 1]),
+        (["h = 1", "def f():\n    return g()", "def g():\n    return h", "Panel(f)"], [0, 1, 2]),
+        (["import numpy as np", "z = np.append([], 1)", "Panel(np)"], [0]),
+    ],
+)
+def test_what_a_panel_needs_is_followed_backwards(sources, need):
+    assert [*needed(notebook("Panel = 0", *sources), {len(sources)})] == [0, *(i + 1 for i in need)]
+
+
+def test_a_name_that_nothing_makes_is_named():
+    with pytest.raises(AssertionError, match="'x', read in cell 1"):
+        needed(notebook("Panel = 0", "Panel(x)", "x = 1"), {1})

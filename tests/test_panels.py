@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import ipywidgets as W
 import numpy as np
@@ -32,12 +33,15 @@ from fedlearn.panels import (
     explorable,
     frames,
     kernel,
-    static,
-    study,
 )
-from fedlearn.panels.knobs import SHOWN
-from fedlearn.panels.scales import changed
-from fedlearn.panels.study import FEATURES, PARTITIONS
+from fedlearn.panels.federated import frames as frames_file
+from fedlearn.panels.federated import panel as panel_file
+from fedlearn.panels.federated.controls import SHOWN
+from fedlearn.panels.federated.frames import References, setup
+from fedlearn.panels.federated.settings import FEATURES, PARTITIONS
+from fedlearn.panels.figure import figure, png
+from fedlearn.panels.parts import base, plane, ranges
+from fedlearn.panels.words import changed
 
 
 def run(lr=0.1, clients=2, alpha=0.5):
@@ -182,6 +186,7 @@ def test_reset_is_round_0_at_rest(engine):
     assert e.wait("paused").round == 1
 
 
+@pytest.mark.alone
 def test_the_first_frame_comes_at_once_and_the_rest_is_capped(engine):
     shown = []
     e = engine(rounds=100, pace=0.005, fps=10, on_frame=lambda s: shown.append(time.perf_counter()))
@@ -193,6 +198,7 @@ def test_the_first_frame_comes_at_once_and_the_rest_is_capped(engine):
     assert len(shown) <= 10 * (time.perf_counter() - t) + 2
 
 
+@pytest.mark.alone
 def test_a_run_paced_at_the_frame_rate_shows_nearly_every_round(engine):
     """A round that ends a little early must not cost its frame: a third was lost once."""
     shown, rng = [], np.random.default_rng(0)
@@ -208,6 +214,7 @@ def test_a_run_paced_at_the_frame_rate_shows_nearly_every_round(engine):
     assert len(shown) >= 36, f"{len(shown)} of 41 frames"
 
 
+@pytest.mark.alone
 def test_runs_by_the_button_are_paced_and_runs_by_a_slider_are_not(engine):
     e = engine(rounds=20, pace=0.02)
     t = time.perf_counter()
@@ -272,6 +279,7 @@ def test_the_ghost_is_the_last_run_that_got_somewhere(engine):
     assert e.wait().ghost.columns["loss"][-1] == 2.5
 
 
+@pytest.mark.alone
 def test_a_drag_does_not_replace_the_ghost(engine):
     e = engine(rounds=1000, settle=0.5)
     e.set(lr=1.0)
@@ -333,10 +341,25 @@ def test_a_slider_moves_the_picture_and_leaves_a_ghost(panel):
     before = p.parts[0].y, p.parts[2].counts
     p.controls["alpha"].value = 100.0
     s = p.engine.wait()
-    assert s.params["alpha"] == 100.0 and s.round == 4
+    assert s.params["settings"].alpha == 100.0 and s.round == 4
     assert (p.parts[0].y, p.parts[2].counts) != before
     ghost = next(line for line in p.parts[0].lines if line["role"] == "ghost")
     assert ghost["name"] == "last run (α = 0.1)"
+
+
+def test_settings_are_checked_once_a_move_and_a_wrong_one_is_said(panel, monkeypatch):
+    p, made = panel(show=("lr", "clients", "cohort", "method"), preview=False), []
+    check = Settings.__post_init__
+    monkeypatch.setattr(Settings, "__post_init__", lambda s: (made.append(s), check(s)))
+    p.controls["lr"].value = 0.1
+    p.engine.wait()
+    assert made == [p.settings()] and p.engine.snapshot().params["settings"] is made[0]
+    monkeypatch.setattr(panel_file, "read", lambda *a: {**vars(p._fixed), "lr": -1.0})
+    p.controls["lr"].value = 0.2
+    assert p.status.error.startswith("panel: lr must be > 0")
+    monkeypatch.undo()
+    p.controls["lr"].value = 0.3
+    assert p.engine.wait().state == "done" and p.status.error == ""
 
 
 def test_who_holds_what_follows_the_slider_while_paused(panel):
@@ -377,12 +400,12 @@ def test_divergence_is_said_and_the_rounds_before_are_kept(panel, monkeypatch):
         yield from itertools.islice(federate(*args, **kw), 2)
         raise Diverged(2, [3], History({}, None))
 
-    monkeypatch.setattr(study, "federate", diverges)
+    monkeypatch.setattr(frames_file, "federate", diverges)
     p = panel()
     s = p.engine.snapshot()
     assert (s.state, s.round, p.readout.round) == ("error", 2, 2)
     assert p.status.error == s.error and "client 3" in s.error and "learning rate" in s.error
-    monkeypatch.setattr(study, "federate", federate)
+    monkeypatch.setattr(frames_file, "federate", federate)
     p.controls["lr"].value = 0.1
     assert p.engine.wait().state == "done" and p.status.error == ""
 
@@ -409,7 +432,6 @@ def test_controls_follow_each_other(panel):
 
 def test_hidden_settings_keep_their_value(panel):
     p = panel(show=("lr",), parts=("loss",), batch=None, cohort=3, alpha=0.5, partition="iid")
-    assert list(p.values()) == list(vars(Settings()))
     assert (p.settings().batch, p.settings().cohort, p.settings().alpha) == (None, 3, 0.5)
     assert [k for k in p.controls if not k.startswith("heading")] == ["lr"]
 
@@ -536,7 +558,7 @@ def test_a_curve_over_seconds(engine):
     e.wait()
     assert np.allclose(shown_x(curve, "ghost"), 0.7 * np.arange(6) ** 1.5)
     assert curve.xmax == pytest.approx(2.1 * 5**1.5)
-    axes = static.figure([curve]).axes[0]
+    axes = figure([curve]).axes[0]
     assert axes.get_xlabel() == "simulated seconds" and axes.get_xlim()[1] == curve.xmax
 
 
@@ -558,13 +580,13 @@ def test_each_line_over_a_column_of_its_own(engine):
 @pytest.mark.parametrize("feature", FEATURES)
 def test_what_each_client_sees(feature):
     s = Settings(clients=4, feature=feature, amount=0.5, rounds=1, partition="iid")
-    made = study.setup(s)
+    made = setup(s)
     other = [k for k, own in enumerate(made.parts)
                if not torch.equal(made.x[own], made.data.x[own])
                or not torch.equal(made.y[own], made.data.y[own])]  # fmt: skip
     wanted = {"none": [], "rotation": [0, 1, 2, 3], "label_swap": [0, 1]}
     assert other == wanted.get(feature, [1, 2, 3]), "evenly from the first client to the last"
-    still = study.setup(Settings(**{**vars(s), "amount": 0.0}))
+    still = setup(Settings(**{**vars(s), "amount": 0.0}))
     assert torch.equal(still.x, made.data.x) and torch.equal(still.y, made.data.y)
     counts = next(frames(s))["counts"]
     assert np.array_equal(counts[0], np.bincount(made.y[made.parts[0]], minlength=10))
@@ -590,8 +612,8 @@ def test_clients_are_asked_about_what_they_see_and_say():
 
 
 def test_with_a_feature_skew_the_reference_depends_on_who_holds_what():
-    kept = study.References()
-    known = lambda **kw: kept.upto(s := Settings(rounds=1, **kw), study.setup(s), 1)["loss"]
+    kept = References()
+    known = lambda **kw: kept.upto(s := Settings(rounds=1, **kw), setup(s), 1)["loss"]
     assert known(alpha=0.1) is known(alpha=10.0) is known(amount=0.9)
     turned = known(feature="rotation", alpha=0.1)
     assert turned is not known(feature="rotation", alpha=10.0) and turned[1] != known()[1]
@@ -608,9 +630,12 @@ def test_the_feature_menu(panel):
     s = p.engine.wait()
     assert (s.state, p.status.error) == ("done", "") and not p.controls["amount"].disabled
     assert "turned by -45° to 45°" in p.caption()
-    now, before = p.values(), {**p.values(), "amount": 1.0}
+    now, before = {"settings": p.settings()}, {"settings": replace(p.settings(), amount=1.0)}
     assert changed(before, now) == " (amount = 1)"
-    assert changed({**before, "feature": "none"}, now) == " (no shift)"
+    assert changed({"settings": replace(p.settings(), feature="none")}, now) == " (no shift)"
+    assert changed({"alpha": 100.0, "E": 5}, {"alpha": 0.1, "E": 5}) == " (α = 100)"
+    iid, shards = {"partition": "iid", "alpha": 1.0}, {"partition": "shards", "alpha": 0.1}
+    assert changed(iid, shards) == " (even)", "the skew of one split says nothing about another"
     assert not any("feature" in c for c in (SHOWN, panel(preview=False).controls))
 
 
@@ -675,6 +700,12 @@ def test_axes_do_not_jump_during_a_run():
     assert list(lows) == sorted(lows, reverse=True) and set(highs) == {3.0}
 
 
+def test_axes_end_on_round_numbers():
+    assert (ranges.round_up(2.31), ranges.round_up(0.02)) == (2.5, 0.02)
+    assert ranges.linear_range(np.array([0.3, 2.2])) == (0.0, 2.5)
+    assert ranges.log_range(np.array([0.13, 2.3])) == (0.1, 3.0)
+
+
 def test_a_lesson_with_its_own_picture():
     scene = lambda angle: {"points": [{"at": np.array([angle, 1.0]), "name": "optimum"}]}
     lesson = Explorable(
@@ -723,16 +754,17 @@ def test_a_wrong_scene_is_said():
 
 def test_ellipses_are_level_sets():
     A, c = np.array([[2.0, 0.6], [0.6, 1.0]]), np.array([0.3, -0.2])
-    xy = np.stack(static.ellipse(c, A, 0.7), 1) - c
+    xy = np.stack(plane.ellipse(c, A, 0.7), 1) - c
     assert np.allclose(0.5 * np.einsum("ni,ij,nj->n", xy, A, xy), 0.7)
 
 
 def test_static_pictures_are_stable_and_need_no_pyplot(panel):
     p = panel()
-    assert static.png(p.figure()) == static.png(p.figure())
-    assert static.OKABE_ITO[:6] == plots.OKABE_ITO[:6] and static.DASHES[:6] == plots.DASHES[:6]
+    assert png(p.figure()) == png(p.figure())
+    for k, color in enumerate(plots.OKABE_ITO):  # one palette: lessons, still and live pictures
+        assert f"--fl-c{k}: {color};" in base.Part._css
     for part in (Curve("loss"), Holdings(), Dots(), Plane()):  # nothing to draw yet: no error
-        static.png(static.figure([part]))
+        png(figure([part]))
 
 
 def test_the_engine_needs_no_widgets():

@@ -47,17 +47,17 @@ def test_a_call_is_a_function_of_seed_and_round(name):
     call, seen = CALLS[name], set()
     for t in range(30):
         a, b = call(10, 1, t), call(10, 1, t)
-        assert np.array_equal(a.answered, b.answered) and np.array_equal(a.rows, b.rows)
+        assert np.array_equal(a.called, b.called) and np.array_equal(a.answered, b.answered)
         assert (a.seed, a.round) == (1, t)
-        assert set(a.rows) <= set(a.answered) <= set(range(10))
-        assert list(a.rows) == sorted(a.rows)
+        assert set(a.answered) <= set(a.called) <= set(range(10))
+        assert list(a.answered) == sorted(a.answered)
         assert a.work is None or (
-            len(a.work) == len(a.rows) and ((0 < a.work) & (a.work <= 1)).all()
+            len(a.work) == len(a.answered) and ((0 < a.work) & (a.work <= 1)).all()
         )
-        seen.add((tuple(a.rows), None if a.work is None else tuple(a.work)))
+        seen.add((tuple(a.answered), None if a.work is None else tuple(a.work)))
     assert len(seen) > 20
     assert any(
-        not np.array_equal(call(10, 1, t).rows, call(10, 2, t).rows)
+        not np.array_equal(call(10, 1, t).answered, call(10, 2, t).answered)
         or not np.array_equal(call(10, 1, t).work, call(10, 2, t).work)
         for t in range(5)
     )
@@ -78,7 +78,7 @@ def counted(call, n=10, rounds=4000) -> np.ndarray:
     """How often each client answers, per round."""
     out = np.zeros(n)
     for t in range(rounds):
-        np.add.at(out, call(n, 0, t).rows, 1)
+        np.add.at(out, call(n, 0, t).answered, 1)
     return out / rounds
 
 
@@ -91,7 +91,7 @@ def test_weights_rates_and_chances_come_out():
     assert np.abs(counted(available(10, lambda t: chance)) - chance).max() < 0.035
     assert np.abs(counted(dropouts(uniform(), chance)) - (1 - chance)).max() < 0.035
     assert np.abs(counted(stragglers(uniform(), chance, drop=True)) - (1 - chance)).max() < 0.035
-    sizes = [len(poisson(0.3)(10, 0, t).rows) for t in range(4000)]
+    sizes = [len(poisson(0.3)(10, 0, t).answered) for t in range(4000)]
     assert np.var(sizes) == pytest.approx(10 * 0.3 * 0.7, rel=0.15)  # binomial
 
 
@@ -383,7 +383,10 @@ def test_what_asynchronous_refuses():
 
     for how, words in (
         ({"speeds": None}, "need a clock"),
-        ({"concurrency": 9}, "concurrency must be an integer from 1 to N = 8"),
+        (
+            {"concurrency": 9},
+            "concurrency must be an integer from 1 to 8, got 9, e.g. concurrency=4",
+        ),
         ({"buffer": 0}, "buffer must be an integer >= 1"),
         ({"rounds": 0}, "rounds must be"),
         (

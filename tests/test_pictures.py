@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedlearn.panels import Curve, Engine, Explorable, Pictures, controls, static
+from fedlearn.panels import Curve, Engine, Explorable, Pictures, controls
+from fedlearn.panels.figure import figure, png
 
 
 def shown(part, **frame):
@@ -45,7 +46,7 @@ def test_an_error_leaves_no_old_picture():
     part.show(engine.compute())
     engine.close()
     assert (part.names, part.values, part.label) == ([], b"", "pictures: none")
-    static.png(static.figure([part]))
+    png(figure([part]))
 
 
 def test_the_static_picture_has_the_same_greys_whatever_the_range():
@@ -53,12 +54,12 @@ def test_the_static_picture_has_the_same_greys_whatever_the_range():
     part = shown(
         Pictures(columns=2), pictures=[("grey", np.full((2, 2), 0.5)), ("w", np.ones((2, 2)))]
     )
-    figure = static.figure([part])
-    small = figure.axes[0].child_axes
+    drawing = figure([part])
+    small = drawing.axes[0].child_axes
     assert [a.get_title() for a in small] == ["grey", "w"]
     assert all(a.images[0].get_clim() == (0, 1) for a in small)
-    figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    drawing.canvas.draw()
+    pixels = np.asarray(drawing.canvas.buffer_rgba())[..., :3]
     middle = small[0].get_window_extent()
     x, y = int(middle.x0 + middle.width / 2), int(middle.y0 + middle.height / 2)
     assert np.abs(pixels[len(pixels) - y, x].astype(int) - 127).max() <= 1
@@ -70,9 +71,9 @@ def test_any_number_with_and_without_a_remark(n):
     x[0, 0] = np.nan
     for more in ((), ("error 0.01",)):
         part = shown(Pictures(), pictures=[(f"example {k}", x, *more) for k in range(n)])
-        figure = static.figure([part])
-        figure.canvas.draw()
-        assert len(figure.axes[0].child_axes) == n
+        drawing = figure([part])
+        drawing.canvas.draw()
+        assert len(drawing.axes[0].child_axes) == n
 
 
 def test_bad_pictures_are_refused_in_words():
@@ -107,5 +108,5 @@ def test_a_picture_of_nothing_is_crossed_out():
     part = Pictures()
     frame = {"pictures": [("silent", empty), ("dark", dark)]}
     part.show(Engine(lambda: [frame], {}, rounds=1).compute())
-    small = static.figure([part]).axes[0].child_axes
+    small = figure([part]).axes[0].child_axes
     assert [len(axes.lines) for axes in small] == [2, 0]

@@ -110,6 +110,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # log(0) and alphas inside opacus
 def test_opacus_agrees_on_fifty_settings():
     """Its PRV accountant is another algorithm and other code: within 1 %, or 0.01 of epsilon."""
@@ -164,9 +165,7 @@ def test_the_noise_that_is_added_has_the_promised_variance():
     )
     recipe = Recipe(still, task.theta0, privacy.private_mean(0.5, z=2.0, expected=4.0))
     clients = Simulated(recipe, p.x, p.y, p.parts)
-    thetas = [task.theta0] + [
-        r.theta for r in federate(clients, rounds=200, cohort=poisson(0.5))
-    ]
+    thetas = [task.theta0] + [r.theta for r in federate(clients, rounds=200, cohort=poisson(0.5))]
     steps = torch.stack([b - a for a, b in zip(thetas, thetas[1:])])  # noqa: RUF007
     want = 2.0 * 0.5 / 4.0
     assert steps.std().item() == pytest.approx(want, rel=0.03)  # 14,600 draws: 0.6 % is one sigma
@@ -286,13 +285,17 @@ def test_other_methods_run_as_under_federate(name, q):
     assert len(want) == len(got) and all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
 
 
-def test_clients_made_with_another_recipe_are_refused():
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_run_goes_by_the_recipe_of_the_clients(seed):
     p = problem()
     method = algorithms.fedavg(p.closed_form, 0.3)
-    mine, theirs = (Recipe(method, p.closed_form.theta0, GOOD, seed=seed) for seed in (0, 1))
-    clients = Simulated(theirs, p.x, p.y, p.parts)
-    with pytest.raises(ValueError, match="another recipe, whose seed must be the same"):
-        privacy.dp_federate(clients, rounds=1, q=0.5, delta=1e-3)
+    recipe = Recipe(method, p.closed_form.theta0, GOOD, seed=seed)
+    clients = Simulated(recipe, p.x, p.y, p.parts)
+    got = list(privacy.dp_federate(clients, rounds=3, q=0.5, delta=1e-3))
+    want = list(federate(clients, rounds=3, cohort=poisson(0.5)))
+    for r, s in zip(got, want, strict=True):
+        assert np.array_equal(r.called, poisson(0.5)(8, seed, r.t).called)
+        assert torch.equal(r.theta, s.theta)
 
 
 def test_local_noise_is_each_clients_own():
@@ -350,11 +353,14 @@ BAD = {
     "calibrate: target must be > 0": lambda: privacy.calibrate(0.0, 0.1, 10, 1e-3),
     r"local_noise\(0.1, 1.0\) protects only 'delta'": lambda: list(
         federate(
-            recipe := Recipe(
-                scaffold(), problem().closed_form.theta0,
-                chain(privacy.local_noise(0.1, 1.0), mean()),
+            Simulated(
+                Recipe(
+                    scaffold(), problem().closed_form.theta0,
+                    chain(privacy.local_noise(0.1, 1.0), mean()),
+                ),
+                problem().x, problem().y, problem().parts,
             ),
-            Simulated(recipe, problem().x, problem().y, problem().parts), rounds=1,
+            rounds=1,
         )
     ),
 }  # fmt: skip

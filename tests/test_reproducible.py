@@ -46,6 +46,7 @@ def digest(seed: int = 7) -> str:
     return bits.hexdigest()
 
 
+@pytest.mark.slow
 def test_the_same_bits_in_another_process():
     other = subprocess.Popen(
         [sys.executable, "-c", "import test_reproducible as t; print(t.digest())"],

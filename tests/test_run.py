@@ -327,6 +327,7 @@ def parts(run, monkeypatch):
     monkeypatch.setattr(run, "prepare", lambda *extras: None)
     monkeypatch.setattr(run, "PYTHON", Path(sys.executable))
     monkeypatch.setattr(run, "PARTS", {"one": [OK], "two": [BAD], "three": [OK]})
+    monkeypatch.setattr(run, "FAST", {"one": [BAD], "three": [OK]})
     return run.PARTS
 
 
@@ -349,6 +350,35 @@ def test_named_parts_run_alone(run, parts, capfd):
         run.main(["test", "four"])
     assert stopped.value.code == 2
     assert "no part four" in capfd.readouterr().err
+
+
+def test_fast_runs_its_own_commands_and_no_other_part(run, parts, capfd):
+    assert run.main(["test", "--fast"]) == 1
+    lines = capfd.readouterr().out.splitlines()
+    told = [line.split()[:2] for line in lines[-3:-1]]
+    assert told == [["one", "failed"], ["three", "passed"]]
+    assert run.main(["test", "--fast", "three"]) == 0
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["test", "three", "two", "--fast"])
+    assert stopped.value.code == 2 and "--fast leaves out two" in capfd.readouterr().err
+
+
+def chosen(command):
+    """The marker expression of a pytest command."""
+    return command[command.index("-m", 2) + 1]
+
+
+def test_each_unit_test_runs_once_and_fast_leaves_out_only_slow_ones(run):
+    """Alone or beside others; --fast is lint, types and the quick ones of the same unit tests."""
+    together, alone = run.PARTS["unit"]
+    assert (chosen(together), chosen(alone)) == ("not alone", "alone")
+    assert "-n" in together and "-n" not in alone
+    (quick,) = run.FAST["unit"]
+    assert chosen(quick) == "not alone and not slow"
+    assert [w for w in quick if w != chosen(quick)] == [w for w in together if w != "not alone"]
+    assert [*run.FAST] == ["lint", "types", "unit"]
+    assert all(run.FAST[part] == run.PARTS[part] for part in ("lint", "types"))
+    assert all(any("browser" in w for w in c) for c in (*run.PARTS["unit"], *run.PARTS["browser"]))
 
 
 def test_every_command_of_a_part_runs_and_counts(run, parts, tmp_path):

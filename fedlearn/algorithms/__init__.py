@@ -11,19 +11,6 @@ from .scaffold import scaffold
 from .scheduled import scheduled
 
 __all__ = [
-    "Algorithm",
-    "Message",
-    "Reply",
-    "fedadagrad",
-    "fedadam",
-    "fedavg",
-    "fedavgm",
-    "feddyn",
-    "fednova",
-    "fedopt",
-    "fedprox",
-    "fedsgd",
-    "fedyogi",
-    "scaffold",
-    "scheduled",
-]
+    "Algorithm", "Message", "Reply", "fedadagrad", "fedadam", "fedavg", "fedavgm", "feddyn",
+    "fednova", "fedopt", "fedprox", "fedsgd", "fedyogi", "scaffold", "scheduled",
+]  # fmt: skip

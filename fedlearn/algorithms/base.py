@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..batches import Shards
 from ..checks import check, positive
+from ..descend import descend as descend  # the local training of most methods
 from ..task import Task
 from ..transform import NOT_SENT
 
@@ -39,36 +40,27 @@ class Algorithm(NamedTuple):
     idle: Callable[[State, Tensor, Reply, Tensor], State] = lambda state, *nothing: state
 
 
-def nbytes(tensors: dict[str, Tensor]) -> int:
-    """Size of a message: numbers times bytes each.
+def theta_alone(state: State) -> Message:
+    """What most methods broadcast: theta and nothing else of the server's state."""
+    return {"theta": state["theta"]}
 
-    Example:
-        >>> import torch
-        >>> nbytes({"theta": torch.zeros(7850)})
-        31400
-    """
+
+def nbytes(tensors: dict[str, Tensor]) -> int:
+    """Size of a message in bytes: numbers times bytes each, 31,400 for 7,850 of float32."""
     return sum(v.numel() * v.element_size() for v in tensors.values())
 
 
 def payload(reply: Reply) -> int:
-    """Bytes that ONE client sends: without n_k, known to the server, and what only the plot wants.
-
-    Example:
-        >>> import torch
-        >>> payload({"delta": torch.zeros(3, 7850), "n": torch.ones(3)})
-        31400
-    """
-    K = len(reply["delta"])
-    return nbytes({k: v for k, v in reply.items() if k not in NOT_SENT}) // max(K, 1)
+    """Bytes that ONE client sends, without n_k, which is known, and what only the plot wants."""
+    sent = nbytes({k: v for k, v in reply.items() if k not in NOT_SENT})
+    return sent // max(len(reply["delta"]), 1)
 
 
 def check_total(name: str, n_total: float, n: Tensor | None = None) -> float:
     """n_total, checked: > 0 and finite, and no less than what the clients of n (K,) hold."""
     positive(name, "n_total", n_total, "len(y), the number of the population's examples")
-    if n is not None and n.sum() > n_total * (1 + 1e-6):
-        rule = (
-            f"the number of all clients' examples, and this round's {len(n)} clients alone hold "
-            f"{float(n.sum()):g}"
-        )
-        check(name, "n_total", n_total, False, rule, "len(y) (or N, if every client counts 1)")
+    if n is not None:
+        rule = f"all clients' examples, and this round's {len(n)} alone hold {float(n.sum()):g}"
+        enough = bool(n.sum() <= n_total * (1 + 1e-6))
+        check(name, "n_total", n_total, enough, rule, "len(y) (or N, if every client counts 1)")
     return n_total

@@ -3,11 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..batches import Shards
 from ..checks import positive
 from ..descend import descend
-from ..task import Task
-from .base import Algorithm, Kept, Message, Reply, State, check_total
+from .base import Algorithm, Kept, Message, Reply, Shards, State, Task, check_total, theta_alone
 
 
 def feddyn(task: Task, lr: float, alpha: float, n_total: float) -> Algorithm:
@@ -21,28 +19,22 @@ def feddyn(task: Task, lr: float, alpha: float, n_total: float) -> Algorithm:
     clients, and theta <- theta + Σ_S p_k delta_k - h / alpha. Where theta rests, delta_k = 0 and
     h = 0: the gradient of the whole objective. One vector travels each way, as in FedAvg.
 
+    ValueError for a number out of range; from the run, if the cohort holds more than ``n_total``.
+
     Args:
-        task: What the clients minimise.
-        lr: Learning rate eta of the clients.
+        task, lr: As in :func:`~fedlearn.algorithms.fedavg`.
         alpha: Strength of the pull, > 0 (0.001 to 0.1 in the paper). Not Dirichlet's alpha.
         n_total: Σ n_k over the whole population, e.g. ``len(y)``; with ``Recipe(equal=True)`` N.
 
-    Returns:
-        An :class:`~fedlearn.algorithms.Algorithm` whose clients remember h_k.
-
-    Raises:
-        ValueError: If a number is out of range; from the run, if the cohort alone holds more than
-            ``n_total``.
-
     Example:
         >>> from fedlearn.model import softmax_regression
-        >>> task = softmax_regression(64, 10)
-        >>> sorted(feddyn(task, lr=0.1, alpha=0.1, n_total=1437).init(task.theta0))
-        ['h', 'theta']
+        >>> method = feddyn(softmax_regression(2, 2), lr=0.1, alpha=0.5, n_total=10)
+        >>> reply, p = {"n": torch.tensor([4.0, 1.0])}, torch.tensor([0.8, 0.2])  # half of all
+        >>> method.server(method.init(torch.zeros(1)), torch.ones(1), reply, p)
+        {'theta': tensor([1.5000]), 'h': tensor([-0.2500])}
 
-    Reference:
-        Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama, 2021, "Federated learning based on
-        dynamic regularization", Algorithm 1. Lesson 8 writes it from this formula.
+    Reference: Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama, 2021, "Federated learning
+    based on dynamic regularization", Algorithm 1. Lesson 8 writes it from this formula.
 
     Differs from the paper: there all clients weigh the same; here h and the mean carry n_k. The
     local minimum is approached by E epochs of SGD, as in the authors' code, and h_k follows the
@@ -51,15 +43,8 @@ def feddyn(task: Task, lr: float, alpha: float, n_total: float) -> Algorithm:
     positive("feddyn", "lr", lr)
     positive("feddyn", "alpha", alpha)
     check_total("feddyn", n_total)
-
-    def init(theta: Tensor) -> State:
-        return {"theta": theta, "h": torch.zeros_like(theta)}
-
-    def message(state: State) -> Message:
-        return {"theta": state["theta"]}
-
-    def memory(theta0: Tensor) -> Kept:
-        return {"h_k": torch.zeros_like(theta0)}
+    init = lambda theta: {"theta": theta, "h": torch.zeros_like(theta)}
+    memory = lambda theta0: {"h_k": torch.zeros_like(theta0)}
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         theta, h_k = message["theta"], memory["h_k"]
@@ -73,4 +58,4 @@ def feddyn(task: Task, lr: float, alpha: float, n_total: float) -> Algorithm:
         mean = state["theta"] + delta  # of theta_k; nobody's is no reason to move by h again
         return {"theta": mean - h / alpha if len(p) else mean, "h": h}
 
-    return Algorithm(init, client, server, message, memory, task)
+    return Algorithm(init, client, server, theta_alone, memory, task)

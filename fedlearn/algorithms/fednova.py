@@ -1,13 +1,9 @@
 """FedNova: Wang et al., 2020. https://arxiv.org/abs/2007.07481"""
 
 import torch
-from torch import Tensor
 
-from ..batches import Shards
 from ..checks import below_one, check, not_negative, positive
-from ..descend import descend
-from ..task import Task
-from .base import Algorithm, Kept, Message, Reply, State
+from .base import Algorithm, Kept, Message, Reply, Shards, State, Task, Tensor, descend
 from .fedavg import fedavg
 
 
@@ -19,27 +15,22 @@ def fednova(
     theta <- theta + server_lr tau_eff Σ_k p_k delta_k / a_k, with tau_eff = Σ_k p_k a_k. For plain
     local SGD a_k = tau_k, the steps that client k took. With momentum beta or a pull mu, a_k is the
     way that tau_k unit gradients would have carried it (‖a_k‖₁ of the paper), see
-    :func:`accumulated`.
-
-    What travels as ``delta`` is delta_k / a_k; a_k travels beside it.
+    :func:`accumulated`. What travels as ``delta`` is delta_k / a_k; a_k travels beside it.
 
     Args:
-        task: What the clients minimise.
-        lr: Learning rate eta of the clients.
-        server_lr: eta_s, 1 in the paper.
-        beta: Local momentum, from 0 each round.
-        mu: Strength of FedProx's pull towards theta.
+        task, lr, server_lr, beta: As in :func:`~fedlearn.algorithms.fedavg`.
+        mu: Strength of FedProx's pull towards theta, from 0 to below 1 / lr; else ValueError.
 
-    Returns:
-        An :class:`~fedlearn.algorithms.Algorithm`.
+    Example:
+        >>> from fedlearn.model import softmax_regression
+        >>> method, p = fednova(softmax_regression(2, 2), lr=0.1), torch.tensor([0.5, 0.5])
+        >>> per_step, a = torch.tensor([1.0]), torch.tensor([[1.0], [3.0]])  # 1 step and 3: 2
+        >>> method.server({"theta": torch.zeros(1)}, per_step, {"a": a}, p)
+        {'theta': tensor([2.])}
 
-    Raises:
-        ValueError: If a number is out of range.
-
-    Reference:
-        Wang, Liu, Liang, Joshi, Poor, 2020, "Tackling the objective inconsistency problem in
-        heterogeneous federated optimization", eq. 8 and §4 with tau_eff = Σ p_k a_k. Derived in
-        lesson 8.
+    Reference: Wang, Liu, Liang, Joshi, Poor, 2020, "Tackling the objective inconsistency problem in
+    heterogeneous federated optimization", eq. 8 and §4 with tau_eff = Σ p_k a_k. Derived in
+    lesson 8.
     """
     positive("fednova", "lr", lr)
     below_one("fednova", "beta", beta)
@@ -61,20 +52,11 @@ def fednova(
 
 
 def accumulated(tau: Tensor, lr: float, beta: float = 0.0, mu: float = 0.0) -> Tensor:
-    r"""‖a_k‖₁: how many eta a client has moved after tau_k gradients of 1.
+    r"""‖a_k‖₁ (K, 1): how many eta a client has moved after tau_k (K, 1) gradients of 1.
 
     u = v = 0, then tau_k times: v <- beta v + 1 - lr mu u;  u <- u + v. For beta = mu = 0 it is
     tau_k; for momentum alone (tau - beta (1 - beta^tau) / (1 - beta)) / (1 - beta); for the pull
     alone (1 - (1 - lr mu)^tau) / (lr mu).
-
-    Args:
-        tau: (K, 1) steps taken.
-        lr: eta.
-        beta: Momentum.
-        mu: Pull.
-
-    Returns:
-        (K, 1).
 
     Example:
         >>> accumulated(torch.tensor([[1.0], [2.0]]), lr=0.1, beta=0.5)

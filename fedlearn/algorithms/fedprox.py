@@ -1,10 +1,7 @@
 """FedProx: Li et al., 2020, Algorithm 2. https://arxiv.org/abs/1812.06127"""
 
-from ..batches import Shards
 from ..checks import not_negative
-from ..descend import descend
-from ..task import Task
-from .base import Algorithm, Kept, Message, Reply
+from .base import Algorithm, Kept, Message, Reply, Shards, Task, descend
 from .fedavg import fedavg
 
 
@@ -15,20 +12,23 @@ def fedprox(task: Task, lr: float, mu: float, server_lr: float = 1.0) -> Algorit
     Σ_k p_k delta_k. The pull buys stability, not speed: with mu = 0 this is FedAvg.
 
     Args:
-        task: What the clients minimise.
-        lr: Learning rate eta of the clients.
-        mu: Strength of the pull towards the broadcast theta, >= 0.
-        server_lr: eta_s, 1 in the paper.
+        task, lr, server_lr: As in :func:`~fedlearn.algorithms.fedavg`.
+        mu: Strength of the pull towards the broadcast theta, >= 0 and finite; else ValueError.
 
-    Returns:
-        An :class:`~fedlearn.algorithms.Algorithm`.
+    Example:
+        >>> import torch
+        >>> from fedlearn.model import softmax_regression
+        >>> task, x, y = softmax_regression(1, 2), torch.ones(1, 1), torch.tensor([0])
+        >>> mask = torch.ones(1, 9, 1)  # nine steps on the one example
+        >>> nine = Shards(x, y, torch.zeros(1, 9, 1, dtype=torch.int64), mask, torch.ones(1))
+        >>> for method in fedavg(task, 1.0), fedprox(task, 1.0, mu=0.0), fedprox(task, 1.0, mu=0.5):
+        ...     print(method.client({"theta": task.theta0}, nine, {})[0]["delta"][0, 0])
+        tensor(0.9295)
+        tensor(0.9295)
+        tensor(0.3704)
 
-    Raises:
-        ValueError: If a learning rate is not > 0 and finite, or ``mu`` not >= 0 and finite.
-
-    Reference:
-        Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, 2020, "Federated optimization in heterogeneous
-        networks", Algorithm 2. Derived in lesson 8.
+    Reference: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, 2020, "Federated optimization in
+    heterogeneous networks", Algorithm 2. Derived in lesson 8.
 
     Differs from the paper: it draws devices with probability p_k and averages them equally; here
     the cohort is the loop's and the mean is weighted by p_k, as in FedAvg. The paper's own scheme

@@ -1,12 +1,9 @@
 """FedSGD: McMahan et al., 2017, §2, the baseline of FedAvg. https://arxiv.org/abs/1602.05629"""
 
 import torch
-from torch import Tensor
 
-from ..batches import Shards
 from ..checks import below_one, positive
-from ..task import Task
-from .base import Algorithm, Kept, Message, Reply, State
+from .base import Algorithm, Kept, Message, Reply, Shards, State, Task, Tensor, theta_alone
 
 
 def fedsgd(task: Task, lr: float, beta: float = 0.0) -> Algorithm:
@@ -16,18 +13,14 @@ def fedsgd(task: Task, lr: float, beta: float = 0.0) -> Algorithm:
     With everyone in the cohort and p_k = n_k / n this is gradient descent on the pooled data, to
     float error, for any number of clients and any skew.
 
+    The ``Recipe`` wants ``epochs=1, batch=None`` for gradients over all of a client's examples;
+    with a smaller batch the gradient at theta is averaged over the batches: the same number.
+
     Args:
         task: What the clients minimise.
-        lr: Learning rate eta.
-        beta: Momentum on the server: v <- beta v + Σ_k p_k delta_k; theta <- theta + v.
-
-    Returns:
-        An :class:`~fedlearn.algorithms.Algorithm`. The ``Recipe`` wants ``epochs=1, batch=None``
-        for gradients over all of a client's examples; with a smaller batch the gradient at theta is
-        averaged over the batches, which is the same number.
-
-    Raises:
-        ValueError: If ``lr`` is not > 0 and finite, or ``beta`` not in [0, 1).
+        lr: Learning rate eta, > 0 and finite.
+        beta: Momentum on the server, in [0, 1): v <- beta v + Σ_k p_k delta_k; theta <- theta + v.
+            ValueError for a number out of range.
 
     Example:
         >>> from fedlearn.model import softmax_regression
@@ -38,17 +31,11 @@ def fedsgd(task: Task, lr: float, beta: float = 0.0) -> Algorithm:
         >>> state["theta"][0].item()
         2.5
 
-    Reference:
-        McMahan et al., 2017, §2 ("FederatedSGD"). Derived in lesson 2.
+    Reference: McMahan et al., 2017, §2 ("FederatedSGD"). Derived in lesson 2.
     """
     positive("fedsgd", "lr", lr)
     below_one("fedsgd", "beta", beta)
-
-    def init(theta: Tensor) -> State:
-        return {"theta": theta, "v": torch.zeros_like(theta)}
-
-    def message(state: State) -> Message:
-        return {"theta": state["theta"]}
+    init = lambda theta: {"theta": theta, "v": torch.zeros_like(theta)}
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         g, loss = gradients(task, message["theta"], shards)
@@ -58,19 +45,11 @@ def fedsgd(task: Task, lr: float, beta: float = 0.0) -> Algorithm:
         v = beta * state["v"] + delta
         return {"theta": state["theta"] + v, "v": v}
 
-    return Algorithm(init, client, server, message, task=task)
+    return Algorithm(init, client, server, theta_alone, task=task)
 
 
 def gradients(task: Task, theta: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:
-    """∇L_k(theta) and L_k(theta) over the round's examples, all taken at theta.
-
-    Args:
-        task: What the clients minimise.
-        theta: (d,) where; (K, d) if every client's is another.
-        shards: The round's minibatches.
-
-    Returns:
-        Gradients (K, d) and objectives (K,).
+    """∇L_k (K, d) and L_k (K,) over the round's examples, at theta (d,) or each one's own (K, d).
 
     Example:
         >>> from fedlearn.model import softmax_regression

@@ -1,13 +1,9 @@
 """SCAFFOLD: Karimireddy et al., 2020, Algorithm 1. https://arxiv.org/abs/1910.06378"""
 
 import torch
-from torch import Tensor
 
-from ..batches import Shards
 from ..checks import check, is_whole, positive
-from ..descend import descend
-from ..task import Task
-from .base import Algorithm, Kept, Message, Reply, State, check_total
+from .base import Algorithm, Kept, Message, Reply, Shards, State, Task, Tensor, check_total, descend
 from .fedsgd import gradients
 
 
@@ -26,30 +22,25 @@ def scaffold(
     c_k), so that c = Σ_k (n_k / n_total) c_k over ALL clients, whoever takes part. c and every c_k
     start at 0. Two vectors travel each way.
 
+    ValueError for a number out of range; from the run, if the cohort holds more than ``n_total``.
+
     Args:
-        task: What the clients minimise.
+        task, server_lr: As in :func:`~fedlearn.algorithms.fedavg`.
         lr: Learning rate eta of the clients. SCAFFOLD wants a smaller one than FedAvg.
         n_total: Σ n_k over the whole population, e.g. ``len(y)``; with ``Recipe(equal=True)``,
             where every client counts 1, their number N.
-        server_lr: eta_s.
         option: 1 or 2, how c_k is refreshed.
-
-    Returns:
-        An :class:`~fedlearn.algorithms.Algorithm` whose clients remember c_k.
-
-    Raises:
-        ValueError: If a number is out of range; from the run, if the cohort alone holds more than
-            ``n_total``.
 
     Example:
         >>> from fedlearn.model import softmax_regression
-        >>> task = softmax_regression(64, 10)
-        >>> sorted(scaffold(task, lr=0.1, n_total=1437).init(task.theta0))
-        ['c', 'theta']
+        >>> method = scaffold(softmax_regression(2, 2), lr=0.1, n_total=10)
+        >>> reply = {"n": torch.tensor([4.0, 1.0]), "delta_c": torch.tensor([[1.0], [3.0]])}
+        >>> p = torch.tensor([0.8, 0.2])
+        >>> method.server(method.init(torch.zeros(1)), torch.ones(1), reply, p)  # 0.4 * 1 + 0.1 * 3
+        {'theta': tensor([1.]), 'c': tensor([0.7000])}
 
-    Reference:
-        Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, 2020, "SCAFFOLD: stochastic controlled
-        averaging for federated learning", Algorithm 1. Derived in lesson 8.
+    Reference: Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, 2020, "SCAFFOLD: stochastic
+    controlled averaging for federated learning", Algorithm 1. Derived in lesson 8.
 
     Differs from the paper: there all clients weigh the same (c over N, updates over |S|). Here both
     c and the updates carry the weights n_k of the objective; with equal sizes it is the paper's. A
@@ -60,12 +51,8 @@ def scaffold(
     positive("scaffold", "server_lr", server_lr)
     check_total("scaffold", n_total)
     check("scaffold", "option", option, is_whole(option, 1, 2), "1 or 2", 2)
-
-    def init(theta: Tensor) -> State:
-        return {"theta": theta, "c": torch.zeros_like(theta)}
-
-    def memory(theta0: Tensor) -> Kept:
-        return {"c_k": torch.zeros_like(theta0)}
+    init = lambda theta: {"theta": theta, "c": torch.zeros_like(theta)}
+    memory = lambda theta0: {"c_k": torch.zeros_like(theta0)}
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         theta, c, c_k = message["theta"], message["c"], memory["c_k"]

@@ -2,11 +2,7 @@
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
-
-from ..batches import Shards
-from .base import Algorithm, Kept, Message, Reply, State
+from .base import Algorithm, Kept, Message, Reply, Shards, State, Tensor
 
 
 def scheduled(make: Callable[[float], Algorithm], lr: Callable[[int], float]) -> Algorithm:
@@ -15,14 +11,9 @@ def scheduled(make: Callable[[float], Algorithm], lr: Callable[[int], float]) ->
     The server knows t and broadcasts eta_t beside theta: one number more on the way out.
 
     Args:
-        make: eta -> the method, e.g. ``lambda lr: fedavg(task, lr)``.
+        make: eta -> the method, e.g. ``lambda lr: fedavg(task, lr)``. What it raises for lr(0)
+            comes at once; for a later eta_t from the run.
         lr: Round t = 0, 1, ... -> eta_t, e.g. ``lambda t: 0.1 * 0.99**t``.
-
-    Returns:
-        An :class:`~fedlearn.algorithms.Algorithm`.
-
-    Raises:
-        ValueError: What ``make`` raises for lr(0), at once; for a later eta_t from the run.
 
     Example:
         >>> from fedlearn.algorithms import fedavg
@@ -32,31 +23,24 @@ def scheduled(make: Callable[[float], Algorithm], lr: Callable[[int], float]) ->
         >>> method.message(method.init(task.theta0))["lr"]
         tensor(0.5000)
 
-    Reference:
-        McMahan et al., 2017, §3 (CIFAR-10, decayed every round). Li, Huang, Yang, Wang, Zhang,
-        2020, "On the convergence of FedAvg on non-IID data": without a decay FedAvg's fixed point
-        stays away from the optimum.
+    Reference: McMahan et al., 2017, §3 (CIFAR-10, decayed every round). Li, Huang, Yang, Wang,
+    Zhang, 2020, "On the convergence of FedAvg on non-IID data": without a decay FedAvg's fixed
+    point stays away from the optimum.
     """
     first = make(lr(0))
-
-    def init(theta: Tensor) -> State:
-        return {**first.init(theta), "t": 0}
+    init = lambda theta: {**first.init(theta), "t": 0}
+    idle = lambda state, *nothing: {**state, "t": state["t"] + 1}
 
     def message(state: State) -> Message:
-        t, theta = state["t"], state["theta"]
         inner = first.message({k: v for k, v in state.items() if k != "t"})
-        return {**inner, "lr": torch.tensor(lr(t), dtype=theta.dtype, device=theta.device)}
+        return {**inner, "lr": state["theta"].new_tensor(lr(state["t"]))}
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         inner = {k: v for k, v in message.items() if k != "lr"}
         return make(float(message["lr"])).client(inner, shards, memory)
 
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
-        t = state["t"]
         inner = {k: v for k, v in state.items() if k != "t"}
-        return {**make(lr(t)).server(inner, delta, reply, p), "t": t + 1}
-
-    def idle(state: State, *nothing: object) -> State:
-        return {**state, "t": state["t"] + 1}
+        return {**make(lr(state["t"])).server(inner, delta, reply, p), "t": state["t"] + 1}
 
     return Algorithm(init, client, server, message, first.memory, first.task, idle)

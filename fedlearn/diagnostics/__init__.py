@@ -1,4 +1,4 @@
-"""How uneven the data are, and how far the clients drift: numbers with a formula each."""
+"""How uneven the data are, how far clients drift: numbers with a formula; how two runs differ."""
 
 from . import quadratics
 from .measures import (
@@ -7,19 +7,24 @@ from .measures import (
     cosines,
     drift,
     effective_classes,
+    evaluator,
     gini,
     gradient_dissimilarity,
     jensen_shannon,
     label_distance,
     weight_divergence,
 )
+from .recipes import describe, differences
 
 __all__ = [
     "client_gradients",
     "client_metrics",
     "cosines",
+    "describe",
+    "differences",
     "drift",
     "effective_classes",
+    "evaluator",
     "gini",
     "gradient_dissimilarity",
     "jensen_shannon",

@@ -4,15 +4,53 @@ Notation: client k of N holds n_k examples, p_k = n_k / n; q_{k,c} is the share 
 them, q_c = Σ_k p_k q_{k,c} its share overall.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..model import Task
+from ..data import check_labels
+from ..task import Task
+
+
+def evaluator(task: Task, x: Tensor, y: Tensor) -> Callable[[Tensor], dict[str, float]]:
+    """A function of theta alone: mean loss and accuracy on x, y. Give it to ``federate``.
+
+    It is theta (d,) -> {"loss": mean, "accuracy": share of examples classified right, 0 to 1}.
+
+    Args:
+        task: The model and its loss.
+        x: (m, ...), m >= 1.
+        y: (m,) classes, or real targets (then there is no accuracy). ValueError if a class lies
+            outside the model's.
+
+    Example:
+        >>> from fedlearn.model import softmax_regression
+        >>> task = softmax_regression(2, 3)
+        >>> evaluator(task, torch.zeros(4, 2), torch.tensor([0, 0, 1, 2]))(task.theta0)
+        {'loss': 1.098612..., 'accuracy': 0.5}
+    """
+    if not 0 < len(y) == len(x):
+        raise ValueError(
+            f"evaluator: needs x and y of at least one example, a row each, got {len(x) or 'none'} "
+            f"and {len(y)}, e.g. data.x_test and data.y_test"
+        )
+    classes = not y.is_floating_point()
+    if classes:
+        check_labels("evaluator", y, task.predict(task.theta0, x[:1].cpu()).shape[-1])
+
+    @torch.no_grad()
+    def evaluate(theta: Tensor) -> dict[str, float]:
+        scores = torch.cat([task.predict(theta, part.to(theta.device)) for part in x.split(10_000)])
+        y_ = y.to(theta.device)
+        out = {"loss": task.loss(scores, y_).mean().item()}
+        if classes:
+            out["accuracy"] = int((scores.argmax(-1) == y_).sum()) / len(y_)  # 342/360 is 0.95
+        return out
+
+    return evaluate
 
 
 def label_distance(counts: np.ndarray) -> np.ndarray:

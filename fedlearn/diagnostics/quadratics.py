@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model import Task
+from ..task import Task
 
 
 class Quadratics(NamedTuple):

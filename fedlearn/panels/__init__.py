@@ -1,31 +1,37 @@
 """Live panels for notebooks. The only part of fedlearn that needs ipywidgets and anywidget.
 
+The README of this folder draws a slider's way to the picture.
+
 >>> from fedlearn.panels import Panel
 >>> panel = Panel(show=("alpha",), rounds=3)
 >>> panel.close()
 """
 
 from . import controls
-from .boundary import Boundary
-from .cells import grid
-from .clients import Bars, ClientCurves
-from .compare import Compare
 from .engine import Engine, Past, Snapshot
 from .explorable import Explorable
-from .heat import Heat
-from .panel import Panel
-from .parts import Curve, Dots, Holdings, Part, Plane
-from .pictures import Pictures
-from .scene import boundary_scene
-from .study import Settings, code, frames
-from .sweep import Sweep
-from .toy import ToyPanel
-from .words import Readout
+from .federated.code import code
+from .federated.compare import Compare
+from .federated.frames import frames
+from .federated.panel import Panel
+from .federated.settings import Settings
+from .federated.sweep import Sweep
+from .federated.workers import grid
+from .parts.bars import Bars
+from .parts.base import Part
+from .parts.boundary import Boundary
+from .parts.curve import Curve
+from .parts.dots import Dots
+from .parts.heat import Heat
+from .parts.holdings import Holdings
+from .parts.lines import boundary_scene
+from .parts.pictures import Pictures
+from .parts.plane import Plane
+from .parts.readout import Readout
 
 __all__ = [
     "Bars",
     "Boundary",
-    "ClientCurves",
     "Compare",
     "Curve",
     "Dots",
@@ -42,7 +48,6 @@ __all__ = [
     "Settings",
     "Snapshot",
     "Sweep",
-    "ToyPanel",
     "boundary_scene",
     "code",
     "controls",

@@ -11,11 +11,12 @@ from typing import Any
 
 import ipywidgets as W
 
-LABEL = "88px"
+__all__ = ["choices", "float_slider", "heading", "log_slider", "menu", "slider"]
 
 
-def _style() -> dict[str, Any]:
-    return {"style": {"description_width": LABEL}, "layout": {"width": "auto"}}
+def _look(name: str, tip: str) -> dict[str, Any]:
+    style = {"style": {"description_width": "88px"}, "layout": {"width": "auto"}}
+    return {"description": name, "tooltip": tip or name, **style}
 
 
 def slider(name: str, value: int, low: int, high: int, *, step: int = 1, tip: str = "") -> W.Widget:
@@ -26,9 +27,7 @@ def slider(name: str, value: int, low: int, high: int, *, step: int = 1, tip: st
         20
     """
     _inside("slider", value, low, high)
-    return W.IntSlider(
-        value, low, high, step=step, description=name, tooltip=tip or name, **_style()
-    )
+    return W.IntSlider(value, low, high, step=step, **_look(name, tip))
 
 
 def float_slider(
@@ -43,16 +42,8 @@ def float_slider(
     _inside("float_slider", value, low, high)
     value = min(high, low + round((value - low) / step) * step)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return W.FloatSlider(
-        float(f"{value:.12g}"),
-        min=low,
-        max=high,
-        step=step,
-        readout_format=f".{digits}f",
-        description=name,
-        tooltip=tip or name,
-        **_style(),
-    )
+    shown = {"step": step, "readout_format": f".{digits}f", **_look(name, tip)}
+    return W.FloatSlider(float(f"{value:.12g}"), min=low, max=high, **shown)
 
 
 def log_slider(
@@ -67,17 +58,8 @@ def log_slider(
     _inside("log_slider", value, low, high)
     a, b = math.log10(low), math.log10(high)
     value = 10 ** min(b, a + round((math.log10(value) - a) / step) * step)
-    return W.FloatLogSlider(
-        value=float(f"{value:.3g}"),
-        base=10,
-        min=a,
-        max=b,
-        step=step,
-        readout_format=".2r",
-        description=name,
-        tooltip=tip or name,
-        **_style(),
-    )
+    shown = {"step": step, "readout_format": ".2r", **_look(name, tip)}
+    return W.FloatLogSlider(float(f"{value:.3g}"), base=10, min=a, max=b, **shown)
 
 
 def menu(
@@ -89,15 +71,8 @@ def menu(
         >>> menu("Split", {"even": "iid", "by label": "shards"}, "iid").value
         'iid'
     """
-    pairs = (
-        list(options.items()) if isinstance(options, Mapping) else [(str(v), v) for v in options]
-    )
-    if value not in [v for _, v in pairs]:
-        raise ValueError(
-            f"menu: {name} has no option {value!r}; there are "
-            f"{', '.join(repr(v) for _, v in pairs)}, e.g. value={pairs[0][1]!r}"
-        )
-    return W.Dropdown(options=pairs, value=value, description=name, tooltip=tip or name, **_style())
+    pairs = _options("menu", name, options, value)
+    return W.Dropdown(options=pairs, value=value, **_look(name, tip))
 
 
 def choices(
@@ -109,17 +84,8 @@ def choices(
         >>> choices("Batch", [8, 32, "all"], "all").value
         'all'
     """
-    pairs = (
-        list(options.items()) if isinstance(options, Mapping) else [(str(v), v) for v in options]
-    )
-    if value not in [v for _, v in pairs]:
-        raise ValueError(
-            f"choices: {name} has no option {value!r}; there are "
-            f"{', '.join(repr(v) for _, v in pairs)}, e.g. value={pairs[0][1]!r}"
-        )
-    return W.SelectionSlider(
-        options=pairs, value=value, description=name, tooltip=tip or name, **_style()
-    )
+    pairs = _options("choices", name, options, value)
+    return W.SelectionSlider(options=pairs, value=value, **_look(name, tip))
 
 
 def heading(text: str) -> W.Widget:
@@ -135,12 +101,7 @@ def heading(text: str) -> W.Widget:
 
 
 def has_value(control: W.Widget) -> bool:
-    """Whether a widget is a control, and not a heading.
-
-    Example:
-        >>> has_value(heading("DATA")), has_value(slider("Clients", 2, 2, 9))
-        (False, True)
-    """
+    """Whether a widget is a control, and not a heading."""
     return hasattr(control, "value") and not isinstance(control, (W.Label, W.HTML))
 
 
@@ -157,6 +118,22 @@ def value_of(control: W.Widget) -> Any:
     """
     v = control.value
     return float(f"{v:.3g}") if isinstance(control, W.FloatLogSlider) else v
+
+
+def mark(control: W.Widget, style: str, on: bool) -> None:
+    """Give a control a class of the style sheet, or take it away."""
+    (control.add_class if on else control.remove_class)(style)
+
+
+def _options(who: str, name: str, options: Any, value: Any) -> list[tuple[str, Any]]:
+    """(what is shown, value) of each."""
+    pairs = options.items() if isinstance(options, Mapping) else [(str(v), v) for v in options]
+    if value not in (known := [v for _, v in pairs]):
+        raise ValueError(
+            f"{who}: {name} has no option {value!r}; there are "
+            f"{', '.join(map(repr, known))}, e.g. value={known[0]!r}"
+        )
+    return list(pairs)
 
 
 def _inside(who: str, value: float, low: float, high: float) -> None:

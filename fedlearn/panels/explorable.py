@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,13 +11,19 @@ from typing import Any
 
 import ipywidgets as W
 
-from . import kernel, static
+from ..partition.files import write_whole
+from . import kernel
 from .controls import has_value, value_of
 from .engine import Engine, Frame, Snapshot
-from .parts import Part
-from .save import claim, fill, table
-from .scales import words
-from .words import Readout, Status
+from .figure import figure, png
+from .parts.base import Part
+from .parts.readout import Readout, Status
+from .save import claim, table
+from .words import flat, words
+
+_SAVE = (
+    "CSV and PNG beside the notebook. A panel lives in the kernel: a restart forgets its last run"
+)
 
 
 class Explorable:
@@ -83,13 +90,12 @@ class Explorable:
         self._build(rounds, readout)
         self.engine = Engine(
             make,
-            self.values(),
+            self._adjust(),
             rounds=rounds,
             fps=fps,
             pace=seconds / rounds if rounds else 0.0,
             on_frame=self._frame,
         )
-        self._adjust()
         if preview:
             self._frame(self.engine.compute())
         for c in self.controls.values():
@@ -117,8 +123,8 @@ class Explorable:
         """
         snapshot = self.engine.snapshot()
         data, picture = claim(self._stem(snapshot), [".csv", ".png"])
-        fill(data, self._table(snapshot))
-        self._tell(f"Saved {data.name} and {picture.name} in {data.parent}")
+        write_whole(data, self._table(snapshot))
+        self.status.news = f"Saved {data.name} and {picture.name} in {data.parent}"
         if self._loop is not None and self._loop.is_running():
             self._loop.call_soon_threadsafe(self._draw_file, picture)
         else:
@@ -130,7 +136,7 @@ class Explorable:
         s = snapshot or self.engine.snapshot()
         if self._caption:
             return self._caption(s)
-        settings = ", ".join(f"{k} {words(v)}" for k, v in s.params.items())
+        settings = ", ".join(f"{k} {words(v)}" for k, v in flat(s.params).items())
         pictures = ". ".join(p.label or p.title for p in self.parts)
         return f"{pictures}. Settings: {settings}."
 
@@ -151,20 +157,18 @@ class Explorable:
 
     def _head(self) -> W.Widget:
         self.run_button = _button("Run", "play", "Run or pause the training", self._toggled)
-        self.step_button = _button("Step", "step-forward", "One round", self.step)
-        self.reset_button = _button("Reset", "undo", "Back to round 0", self.reset)
+        self.step_button = _button("Step", "step-forward", "One round", lambda: self.engine.step())
+        self.reset_button = _button("Reset", "undo", "Back to round 0", lambda: self.engine.reset())
         buttons = _box([self.run_button, self.step_button, self.reset_button], "fl-buttons")
         return _box([buttons, self.readout], "fl-head")
 
     def _foot(self) -> W.Widget:
         predict = W.HTML(self._predict)
         predict.add_class("fl-predict")
-        buttons = []
+        buttons = [_button("Save", "download", _SAVE, self._save)]
         if self._code:
-            buttons.append(
-                _button("Code", "code", "The Python that makes this run", self.show_code)
-            )
-        buttons.append(_button("Save", "download", "CSV and PNG beside the notebook", self._save))
+            tip = "The Python that makes this run"
+            buttons.insert(0, _button("Code", "code", tip, self.show_code))
         return _box([predict, *buttons], "fl-foot")
 
     # -- from the browser, on whatever thread the kernel chose -----------------------------------
@@ -175,27 +179,21 @@ class Explorable:
                 return
             self._adjusting = True
             try:
-                self._adjust()
+                self.engine.set(**self._adjust())
+            except ValueError as e:  # said in the panel, which lives on
+                self.status.error = str(e)
             finally:
                 self._adjusting = False
-            self.engine.set(**self.values())
 
-    def _adjust(self) -> None:
-        """Where controls follow each other."""
+    def _adjust(self) -> dict[str, Any]:
+        """Where controls follow each other, and what ``make`` is then called with."""
+        return self.values()
 
     def _toggled(self) -> None:
         if self.engine.state == "running":
             self.engine.pause()
         else:
             self.engine.run()
-
-    def step(self) -> None:
-        """One round, then hold: what the Step button does."""
-        self.engine.step()
-
-    def reset(self) -> None:
-        """Back to round 0: what the Reset button does."""
-        self.engine.reset()
 
     def show_code(self) -> None:
         """Show or hide the Python that makes this run: what the Code button does."""
@@ -207,7 +205,7 @@ class Explorable:
         try:
             self.save()
         except OSError as e:
-            self._tell(f"Nothing saved: {e}")
+            self.status.news = f"Nothing saved: {e}"
 
     # -- from the worker -------------------------------------------------------------------------
 
@@ -215,10 +213,6 @@ class Explorable:
         for part in (*self.parts, self.readout, self.status):
             if part is not None:
                 part.show(s)
-        self._after(s)
-
-    def _after(self, s: Snapshot) -> None:
-        """What changes when a run starts or ends."""
         if hasattr(self, "run_button"):
             running = s.state == "running"
             self.run_button.description = "Pause" if running else "Run"
@@ -228,14 +222,11 @@ class Explorable:
         if self._showing_code and self._code:
             self.status.code = self._code(s)
 
-    def _tell(self, text: str) -> None:
-        self.status.news = text
-
     # -- pictures and files, on the main thread --------------------------------------------------
 
     def figure(self) -> Any:
         """What is shown now, as a Matplotlib figure."""
-        return static.figure(self.parts, title=self._figure_title(self.engine.snapshot()))
+        return figure(self.parts, title=self._figure_title(self.engine.snapshot()))
 
     def _figure_title(self, s: Snapshot) -> str:
         return ""
@@ -247,7 +238,7 @@ class Explorable:
         return table(s.columns, s.params)
 
     def _draw_file(self, path: Path) -> None:
-        fill(path, static.png(self.figure()))
+        write_whole(path, png(self.figure()))
 
     def _repr_mimebundle_(
         self, include: Any = None, exclude: Any = None
@@ -255,7 +246,7 @@ class Explorable:
         data = dict(self.ui._repr_mimebundle_() or {})
         said = self.caption()
         if not self._static:
-            self._static = static.base64_png(self.figure())
+            self._static = base64.b64encode(png(self.figure())).decode()
         data |= {"text/plain": said, "image/png": self._static}
         return data, {"image/png": {"alt": said}}
 

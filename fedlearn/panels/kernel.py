@@ -13,26 +13,14 @@ import ipywidgets as W
 
 
 def tree(widget: W.Widget) -> Iterator[W.Widget]:
-    """A widget and all below it, children first.
-
-    Example:
-        >>> [type(w).__name__ for w in tree(W.VBox([W.IntSlider()]))]
-        ['IntSlider', 'VBox']
-    """
+    """A widget and all below it, children first."""
     for child in getattr(widget, "children", ()):
         yield from tree(child)
     yield widget
 
 
 def close_tree(widget: W.Widget) -> None:
-    """Close a widget, its children, layout and style: ``Widget.close()`` alone leaves the others.
-
-    Example:
-        >>> n = len(W.widgets.widget._instances)
-        >>> close_tree(W.VBox([W.IntSlider()]))
-        >>> len(W.widgets.widget._instances) == n
-        True
-    """
+    """Close a widget, its children, layout and style: ``close()`` alone leaves the others."""
     for w in list(tree(widget)):
         for part in (getattr(w, "layout", None), getattr(w, "style", None), w):
             if part is not None:
@@ -44,14 +32,6 @@ def open_tree(widget: W.Widget) -> None:
 
     A cell that is run again closes its panel, and the sliders with it. Where they were made in
     another cell, which isn't run again, the new panel gets them closed.
-
-    Example:
-        >>> slider = W.IntSlider(3)
-        >>> close_tree(slider)
-        >>> open_tree(slider)
-        >>> slider.comm is not None, slider.value
-        (True, 3)
-        >>> close_tree(slider)
     """
     for w in reversed(list(tree(widget))):  # a parent's state names its children
         for part in (getattr(w, "layout", None), getattr(w, "style", None), w):
@@ -66,9 +46,6 @@ def hear_while_busy(widget: W.Widget) -> None:
     where the widget was last written from, which is the busy main thread for a slider that nobody
     has moved yet: its first move would wait for the cell to end, and the following ones behind it.
     Here the address that JupyterLab wrote counts again. Other versions have no such method.
-
-    Example:
-        >>> hear_while_busy(W.VBox([W.IntSlider()]))
     """
     for w in tree(widget):
         if hasattr(w.comm, "_reply_subshell_for"):
@@ -76,12 +53,7 @@ def hear_while_busy(widget: W.Widget) -> None:
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The kernel's loop on the main thread, or None in a plain script.
-
-    Example:
-        >>> running_loop() is None
-        True
-    """
+    """The kernel's loop on the main thread, or None in a plain script."""
     with contextlib.suppress(RuntimeError):
         return asyncio.get_running_loop()
     return None
@@ -93,11 +65,7 @@ _lock = threading.Lock()
 
 
 def replace_older(panel: Any) -> None:
-    """Close the panels that an older execution of the running cell made; remember this one.
-
-    Example:
-        >>> replace_older(contextlib.closing(None))  # no cell here: nothing happens
-    """
+    """Close the panels that an older execution of the running cell made; remember this one."""
     here = cell()
     if here is None:
         return
@@ -112,12 +80,7 @@ def replace_older(panel: Any) -> None:
 
 
 def cell() -> tuple[str, str] | None:
-    """(cell id, id of this execution), as JupyterLab and nbclient send them; None elsewhere.
-
-    Example:
-        >>> cell() is None
-        True
-    """
+    """(cell id, id of this execution), as JupyterLab and nbclient send them; None elsewhere."""
     try:
         from IPython import get_ipython
 

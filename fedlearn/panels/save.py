@@ -6,25 +6,17 @@ import csv
 import io
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .words import flat
+
 
 def claim(stem: str, endings: Sequence[str], folder: Path | None = None) -> list[Path]:
-    """Reserve ``stem.csv``, ``stem.png``, or with ``-1``, ``-2`` … the first set that is free.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as d:
-        ...     a = claim("run", [".csv", ".png"], Path(d))
-        ...     b = claim("run", [".csv", ".png"], Path(d))
-        ...     [p.name for p in a + b]
-        ['run.csv', 'run.png', 'run-1.csv', 'run-1.png']
-    """
+    """Reserve ``stem.csv``, ``stem.png``, or with ``-1``, ``-2`` … the first set that is free."""
     folder = folder or Path.cwd()
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem) or "run"
     n = 0
@@ -42,42 +34,13 @@ def claim(stem: str, endings: Sequence[str], folder: Path | None = None) -> list
             n += 1
 
 
-def fill(path: Path, content: bytes) -> None:
-    """Replace a reserved file in one go: nobody ever reads half of it.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as d:
-        ...     (p,) = claim("run", [".csv"], Path(d))
-        ...     fill(p, b"round,loss\\n")
-        ...     p.read_bytes()
-        b'round,loss\\n'
-    """
-    handle, temp = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(content)
-        os.chmod(temp, path.stat().st_mode & 0o777)
-        os.replace(temp, path)
-    except BaseException:
-        os.unlink(temp)
-        raise
-
-
-def table(columns: Mapping[str, Any], constants: Mapping[str, Any]) -> bytes:
-    """CSV, a row a round; every row carries the settings, so that files can be put together.
-
-    Example:
-        >>> print(table({"loss": np.array([2.0, 1.5])}, {"alpha": 0.1}).decode().strip())
-        round,loss,alpha
-        0,2.0,0.1
-        1,1.5,0.1
-    """
-    out = io.StringIO()
+def table(columns: Mapping[str, Any], params: Mapping[str, Any]) -> bytes:
+    """CSV, a row a round; every row carries the parameters, so that files can be put together."""
+    out, constants = io.StringIO(), flat(params)
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["round", *columns, *constants])
-    n = max((len(v) for v in columns.values()), default=0)
-    for i in range(n):
+    same = ["all" if v is None else getattr(v, "__name__", v) for v in constants.values()]
+    for i in range(max((len(v) for v in columns.values()), default=0)):
         row = [float(v[i]) if i < len(v) and np.isfinite(v[i]) else "" for v in columns.values()]
-        writer.writerow([i, *row, *("all" if v is None else v for v in constants.values())])
+        writer.writerow([i, *row, *same])
     return out.getvalue().encode()

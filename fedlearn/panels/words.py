@@ -1,63 +1,86 @@
-"""The parts made of words: the readout above the pictures, the status below them."""
+"""Settings as they are said, and what changed between two runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
-import traitlets as T
+SHORT = {
+    "alpha": "α",
+    "epochs": "E",
+    "batch": "B",
+    "lr": "η",
+    "cohort": "K",
+    "clients": "N",
+    "labels_each": "labels each",
+    "shards_each": "shards each",
+    "size_alpha": "sizes α",
+    "mu": "μ",
+    "server_lr": "η_s",
+    "beta": "β",
+}
+NAMES = {
+    "fedavg": "FedAvg",
+    "fedsgd": "FedSGD",
+    "fedprox": "FedProx",
+    "scaffold": "SCAFFOLD",
+    "fednova": "FedNova",
+    "feddyn": "FedDyn",
+    "fedavgm": "FedAvgM",
+    "fedadagrad": "FedAdagrad",
+    "fedadam": "FedAdam",
+    "fedyogi": "FedYogi",
+    "mlp": "network",
+    "iid": "even",
+    "label_swap": "labels 0, 1 swapped",
+    "label_and_quantity": "labels and sizes",
+    "quantity": "sizes only",
+    "dirichlet_label": "Dirichlet by label",
+    "dirichlet_client": "Dirichlet by client",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "none": "no shift",
+}
 
-from .engine import Snapshot
-from .parts import Part, script
+
+def words(value: Any) -> str:
+    """A setting as menus and captions say it: two digits are enough."""
+    if value is None:
+        return "all"
+    if callable(value):
+        return getattr(value, "__name__", "own method")
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
+    return NAMES.get(value, str(value).replace("_", " "))
 
 
-class Readout(Part):
-    """Round 37/100, the progress bar, and a few numbers in words.
-
-    Args:
-        items: Snapshot -> the words, e.g. ``["accuracy 0.91"]``.
-
-    Example:
-        >>> from fedlearn.panels import Engine
-        >>> readout = Readout(lambda s: [f"{len(s.columns['loss'])} losses"])
-        >>> readout.show(Engine(lambda: [{"loss": 1.0}], {}, rounds=9).compute())
-        >>> readout.round, readout.rounds, readout.items
-        (0, 9, ['1 losses'])
-    """
-
-    _esm = script("readout")
-    round = T.Int(0).tag(sync=True)
-    rounds = T.Int(1).tag(sync=True)
-    items: Any = T.List().tag(sync=True)
-    unit = T.Unicode("round").tag(sync=True)
-
-    def __init__(self, items: Callable[[Snapshot], list[str]] = lambda snapshot: []):
-        super().__init__(title="progress")
-        self._items = items
-
-    def show(self, snapshot: Snapshot) -> None:
-        with self.hold_sync():
-            self.gen, self.rounds, self.round = snapshot.gen, snapshot.rounds, snapshot.round
-            self.items = self._items(snapshot)
+def flat(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters by name; those of a :class:`Settings` among them, each under its own."""
+    out: dict[str, Any] = {}
+    for name, value in params.items():
+        out |= vars(value) if is_dataclass(value) else {name: value}
+    return out
 
 
-class Status(Part):
-    """Errors in words, what was saved, the code; and it gives slider handles their names.
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What was different in the last run, for the legend: `` (α = 100)``; nothing if it is long."""
+    before, now = flat(before), flat(now)
+    other = {k for k, v in before.items() if now.get(k) != v}
+    if "partition" in other:  # the skew of one split says nothing about another
+        other -= {"alpha", "labels_each", "shards_each", "size_alpha"}
+    if "feature" in other:
+        other -= {"amount"}
+    if "method" in other:
+        other -= {"epochs", "batch", "mu", "server_lr", "beta"}
+    if {"clients", "cohort"} <= other and before["clients"] == before["cohort"]:
+        other -= {"cohort"}  # everybody takes part, before and now
+    text = f" ({', '.join(said(k, v) for k, v in before.items() if k in other)})"
+    return text if other and len(text) <= 26 else ""
 
-    Example:
-        >>> from fedlearn.panels import Engine
-        >>> status = Status()
-        >>> status.show(Engine(lambda: [{"loss": 1 / 0}], {}, rounds=9).compute())
-        >>> status.error
-        'division by zero'
-    """
 
-    _esm = script("status")
-    error = T.Unicode("").tag(sync=True)
-    news = T.Unicode("").tag(sync=True)
-    said = T.Unicode("").tag(sync=True)
-    code = T.Unicode("").tag(sync=True)
-
-    def show(self, snapshot: Snapshot) -> None:
-        with self.hold_sync():
-            self.gen, self.error = snapshot.gen, snapshot.error
+def said(name: str, value: Any) -> str:
+    """``α = 0.1``; a value that has a name of its own stands alone."""
+    alone = isinstance(value, str) or callable(value)
+    return words(value) if alone else f"{SHORT.get(name, name)} = {words(value)}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
+
+from .files import write_whole
 
 
 class Parts(list[np.ndarray]):
@@ -82,15 +83,8 @@ def save(parts: list[np.ndarray], path: str | Path) -> Path:
         ...     load(save(Parts([np.array([1, 2]), np.array([0])], "a note"), f"{folder}/p.json"))
         [array([1, 2]), array([0])]
     """
-    path = Path(path)
     whole = {"note": getattr(parts, "note", ""), "parts": [np.asarray(p).tolist() for p in parts]}
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(json.dumps(whole), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # there only if something broke
-    return path
+    return write_whole(path, json.dumps(whole).encode())
 
 
 def load(path: str | Path) -> Parts:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from ..aggregate import total
 from ..algorithms.base import Algorithm, Reply, State
 from ..checks import check, not_negative, number
-from ..loop import Clients, Evaluate, Run
+from ..loop import Account, Clients, Evaluate, Place, Run
 from ..participation import poisson
 from ..recipe import Recipe
 from ..rng import Use, numpy_rng
@@ -138,9 +137,9 @@ def dp_federate(
     evaluate: Evaluate | None = None,
     every: int = 1,
     skip: int = 0,
-    checkpoint: str | Path | None = None,
+    checkpoint: Place = None,
     save_every: int = 1,
-    resume: str | Path | Run | bool | None = None,
+    resume: Place | Run | bool = None,
 ) -> Run:
     """Federated rounds whose epsilon is known, and which end before the budget is overspent.
 
@@ -202,31 +201,11 @@ def dp_federate(
             f"dp_federate: the sum must be divided by q N = {expected:g}, got {1 / share:g}, "
             f"e.g. private_mean(1.0, z=1.0, expected={expected:g})"
         )
-    account = Spending(z, q, delta, budget)
-    run = Run(
-        "dp_federate",
-        clients,
-        poisson(q),
-        rounds,
-        evaluate,
-        every,
-        skip=skip,
-        recipe=_sealed(recipe),
-        account=account,
-    )
+    spending = {"z": z, "q": float(q), "delta": float(delta)}
+    account = Account(budget, spending, ledger(**spending).after)
+    sealed, call = _sealed(recipe), poisson(q)
+    run = Run("dp_federate", clients, sealed, call, rounds, evaluate, every, skip, account=account)
     return run.begin(checkpoint, save_every, resume)
-
-
-class Spending:
-    """What a run has spent of its budget: epsilon, by rounds of Poisson-sampled Gaussian noise."""
-
-    def __init__(self, z: float, q: float, delta: float, budget: float):
-        self.ledger, self.budget = {"z": z, "q": float(q), "delta": float(delta)}, budget
-        self._account = ledger(**self.ledger)
-
-    def spent(self, rounds: int) -> float:
-        """epsilon after so many rounds."""
-        return self._account.after(rounds)
 
 
 def _sealed(recipe: Recipe) -> Recipe:

@@ -1,4 +1,4 @@
-"""A JupyterLab and a browser for each process that runs tests, a page for each test."""
+"""A JupyterLab and a page of a browser for each process that runs tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from lab import NOTEBOOKS, browser, chromium, lab_server, page_in, stop_kernels
+from lab import (
+    NOTEBOOKS,
+    browser,
+    chromium,
+    close_all,
+    lab_server,
+    open_lab,
+    page_in,
+    stop_kernels,
+)
 
 # With FEDLEARN_TEST_FREEZE=1 lines and cells stay as first drawn: the tests must then fail.
 FREEZE = """(() => {
@@ -22,11 +31,23 @@ FREEZE = """(() => {
 
 SCRATCH = {  # name: what its panel is
     "scratch": "Panel()",
-    "clients": "Panel(parts=('loss', 'accuracy', 'holdings', 'client_curves'))",
-    "toy": "ToyPanel(clients=5)",
+    "toy": "Panel(dataset='toy', model='mlp', clients=5, "
+    "parts=('accuracy', 'holdings', 'boundary'), show=('clients', 'alpha', 'epochs', 'lr'))",
     "compare": "Compare()",
     "sweep": "Sweep(x=('epochs', (1, 2, 5)), y=('alpha', (0.1, 1, 10)), rounds=30, show=('lr',))",
 }
+
+
+WHOLE = "01_what_is_federated_learning.ipynb"  # as its reader finds it
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+def panels_only(path: Path) -> list[str]:
+    """The cells that a lesson's panels need, and the panels: those tagged so."""
+    note = nbformat.read(path, as_version=4)
+    return [c.source for c in note.cells if {"setup", "panel"} & set(c.metadata.get("tags", ()))]
 
 
 def write_notebook(path: Path, *cells: str) -> None:
@@ -37,7 +58,7 @@ def write_notebook(path: Path, *cells: str) -> None:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory):
-    """(address, token) of a server on a copy of the notebooks and the scratch notebooks."""
+    """(address, token) of a server on the lessons' panels and the scratch notebooks."""
     if not chromium():
         pytest.skip(
             "no Chromium, Chrome or Edge found: install one (Debian: apt-get install chromium), "
@@ -45,13 +66,12 @@ def site(tmp_path_factory: pytest.TempPathFactory):
         )
     root = tmp_path_factory.mktemp("site")
     for note in NOTEBOOKS.glob("*.ipynb"):
-        shutil.copy(note, root)
+        write_notebook(root / note.name, *panels_only(note))
+    shutil.copy(NOTEBOOKS / WHOLE, root)
     for name, panel in SCRATCH.items():
         cell = f"from fedlearn.panels import {panel.split('(')[0]}\n\npanel = {panel}\npanel"
         write_notebook(root / f"{name}.ipynb", cell, "1 + 1")
     os.environ.setdefault("FEDLEARN_FAST", "1")
-    if "PYTEST_XDIST_WORKER" in os.environ:  # each has its share of the cores
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
     with lab_server(root) as (address, token):
         yield address, token
 
@@ -62,8 +82,26 @@ def chrome(site):
         yield context
 
 
-@pytest.fixture
-def page(site, chrome):
+@pytest.fixture(scope="session")
+def lab(site, chrome):
+    """A page with JupyterLab in it: loading that takes longer than opening a notebook."""
     with page_in(chrome, FREEZE if os.environ.get("FEDLEARN_TEST_FREEZE") else "") as page:
+        open_lab(page, *site)
         yield page
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
+
+
+@pytest.fixture
+def page(request, site, lab):
+    lab.problems.clear()
+    yield lab
+    close_all(lab)
+    if request.node.stash[FAILED]:  # a dialog may be open, a button pressed
+        open_lab(lab, *site)
     stop_kernels(*site, wait=False)  # or twenty notebooks would hold twenty kernels

@@ -1,4 +1,4 @@
-"""What every notebook's first panel must do in a real JupyterLab, and a probe that measures it."""
+"""What every lesson's first panel must do in a real JupyterLab, and a probe that measures it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lab import in_kernel, open_notebook, run_all
+from lab import in_kernel, open_notebook, run_all, settled
 
 # A cell that holds the kernel until the test writes a file, a minute at most.
 BUSY = """
@@ -77,9 +77,9 @@ RERUN = """async index => {
 }"""
 
 
-def exercise(page: Any, site: tuple[str, str], name: str, presses: int, reruns: int) -> str:
+def exercise(page: Any, name: str, presses: int, reruns: int) -> str:
     """Open, run, drag, type, run again. Returns one line of measurements."""
-    panel = drawn(page, site, name, ".fl-root:not(:has(.fl-heat))")  # a sweep has its own test
+    panel = drawn(page, name, ".fl-root:not(:has(.fl-heat))")  # a sweep has its own test
     panel.evaluate(PROBE)
     assert page.evaluate("() => probe.data().length") > 20, "the picture is blank"
     while_another_cell_runs(page, panel)
@@ -94,16 +94,16 @@ def exercise(page: Any, site: tuple[str, str], name: str, presses: int, reruns: 
     )
 
 
-def drawn(page: Any, site: tuple[str, str], name: str, kind: str = ".fl-root") -> Any:
+def drawn(page: Any, name: str, kind: str = ".fl-root") -> Any:
     """Open a notebook and run it; its first panel of a kind, drawn."""
-    open_notebook(page, *site, name)
+    open_notebook(page, name)
     run_all(page)
     trouble = page.evaluate(TROUBLE)
     assert not trouble, f"a cell shows an error or writes to stderr: {trouble}"
     panel = page.locator(kind).first
     panel.wait_for(timeout=60_000)
     panel.scroll_into_view_if_needed()
-    page.wait_for_timeout(500)  # the first drawing, and the names of the handles
+    settled(panel)  # the first drawing, and the names of the handles
     return panel
 
 
@@ -217,7 +217,7 @@ def run_again(page: Any, panel: Any, times: int) -> tuple[int, int]:
     for _ in range(times):
         page.evaluate(RERUN, index)
     cell.locator(".fl-root").first.wait_for(timeout=60_000)
-    page.wait_for_timeout(500)
+    settled(cell)
     now_models, now_threads = map(int, in_kernel(page, COUNT).split())
     assert now_models == models, (
         f"{models} widget models before {times} re-runs, {now_models} after"

@@ -128,17 +128,50 @@ def _note(page: Any, message: Any) -> None:
         page.problems.append(f"console: {message.text[:300]}")
 
 
-def open_notebook(page: Any, address: str, token: str, name: str, timeout: int = 90_000) -> None:
-    """Open a notebook in JupyterLab and wait for its kernel."""
-    page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
-    page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook").wait_for(timeout=timeout)
-    page.wait_for_function("() => !document.querySelector('#jupyterlab-splash')", timeout=timeout)
+def open_lab(page: Any, address: str, token: str, timeout: int = 90_000) -> None:
+    """Load JupyterLab itself, with nothing open."""
+    page.goto(f"{address}/lab?token={token}&reset")
     page.wait_for_function(
-        """() => {
-          const c = window.jupyterapp?.shell.currentWidget?.sessionContext;
-          return !!c && c.isReady && c.session?.kernel?.status === 'idle'
-                 && c.session.kernel.connectionStatus === 'connected'; }""",
+        """() => window.jupyterapp?.commands.hasCommand('docmanager:open')
+          && !document.querySelector('#jupyterlab-splash')""",
         timeout=timeout,
+    )
+    page.evaluate("() => jupyterapp.restored")
+
+
+def open_notebook(page: Any, name: str, timeout: int = 90_000) -> None:
+    """Open a notebook and wait for its kernel."""
+    page.evaluate("path => jupyterapp.commands.execute('docmanager:open', { path })", name)
+    page.wait_for_function(
+        """name => {
+          const w = jupyterapp.shell.currentWidget, c = w?.sessionContext;
+          return w?.context?.path === name && !!c && c.isReady
+                 && c.session?.kernel?.status === 'idle'
+                 && c.session.kernel.connectionStatus === 'connected'; }""",
+        arg=name,
+        timeout=timeout,
+    )
+
+
+def close_all(page: Any) -> None:
+    """Close what is open, unsaved and unasked."""
+    page.evaluate("() => { for (const w of [...jupyterapp.shell.widgets('main')]) w.dispose(); }")
+
+
+def settled(element: Any, quiet: int = 200, timeout: int = 5000) -> None:
+    """Wait until nothing in it has changed for so many milliseconds."""
+    element.evaluate(
+        """(root, [quiet, timeout]) => new Promise(done => {
+          let last = performance.now(), first = last;
+          const seen = new MutationObserver(() => { last = performance.now(); });
+          seen.observe(root, { attributes: true, childList: true, characterData: true,
+                               subtree: true });
+          const look = setInterval(() => {
+            const now = performance.now();
+            if (now - last < quiet && now - first < timeout) return;
+            clearInterval(look); seen.disconnect(); done();
+          }, 20); })""",
+        [quiet, timeout],
     )
 
 

@@ -1,8 +1,11 @@
-"""Every notebook in a real JupyterLab, its first panel under a real mouse and keyboard.
+"""Every lesson's panels in a real JupyterLab, the first one under a real mouse and keyboard.
+
+Of a lesson only the cells tagged ``setup`` and ``panel`` are run here, except of lesson 1, which is
+run as its reader runs it. All cells of all lessons are run by test_notebooks.py.
 
 ``FEDLEARN_TEST_FREEZE=1`` freezes what is drawn in the page: the tests must then fail.
 ``SHOTS=folder`` keeps screenshots of every panel, light and dark.
-``-n 2`` runs two at a time; those marked ``alone`` measure, so ``run.py`` gives them the machine.
+Those marked ``alone`` measure, so ``run.py`` gives them the machine; the others share it.
 """
 
 from __future__ import annotations
@@ -20,24 +23,24 @@ LESSONS = sorted(p.name for p in NOTEBOOKS.glob("*.ipynb"))
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize(("name", "presses"), [("scratch", 40), ("clients", 40), ("toy", 20)])
-def test_a_panel_is_measured(site, page, record_property, name, presses):
+@pytest.mark.parametrize(("name", "presses"), [("scratch", 40), ("toy", 20)])
+def test_a_panel_is_measured(page, record_property, name, presses):
     reruns = 10 if name == "scratch" else 1
-    record_property("measured", exercise(page, site, f"{name}.ipynb", presses, reruns))
+    record_property("measured", exercise(page, f"{name}.ipynb", presses, reruns))
     screenshots(page, name)
 
 
 @pytest.mark.parametrize("name", LESSONS)
-def test_a_lesson(site, page, record_property, name):
-    record_property("measured", exercise(page, site, name, presses=6, reruns=2))
+def test_a_lesson(page, record_property, name):
+    record_property("measured", exercise(page, name, presses=6, reruns=2))
     screenshots(page, name)
 
 
-def test_compare(site, page, record_property):
-    record_property("measured", exercise(page, site, "compare.ipynb", presses=6, reruns=1))
+def test_compare(page, record_property):
+    record_property("measured", exercise(page, "compare.ipynb", presses=6, reruns=1))
     panel = page.locator(".fl-root").first
     a, b = lines(page, panel)
-    panel.get_by_label("B: Split", exact=True).select_option("even (iid)")
+    panel.get_by_label("B: Split", exact=True).select_option("even")
     page.wait_for_timeout(1000)
     same, other = lines(page, panel)
     assert same == a, "B's setting moved A's line"
@@ -55,8 +58,8 @@ def lines(page: Any, panel: Any) -> list[str]:
     return [str(line.get_attribute("d")) for line in found]
 
 
-def test_a_sweep_fills_stops_and_remembers(site, page, record_property):
-    panel = drawn(page, site, "sweep.ipynb")
+def test_a_sweep_fills_stops_and_remembers(page, record_property):
+    panel = drawn(page, "sweep.ipynb")
     panel.evaluate(
         """root => {
           const shown = () => root.querySelectorAll('.fl-heat rect.fl-cell:not(.fl-none)').length;
@@ -121,8 +124,8 @@ def test_a_sweep_fills_stops_and_remembers(site, page, record_property):
     screenshots(page, "sweep")
 
 
-def test_the_full_panel(site, page):
-    panel = drawn(page, site, "scratch.ipynb")
+def test_the_full_panel(page):
+    panel = drawn(page, "scratch.ipynb")
     reads_well_without_eyes_and_mouse(page, panel)
     is_not_cut_off_at_any_width(page, panel)
     has_the_browsers_value_in_the_kernel(page, panel)
@@ -186,7 +189,7 @@ def has_the_browsers_value_in_the_kernel(page: Any, panel: Any) -> None:
     page.wait_for_timeout(700)
     shown = panel.locator('[aria-label="Skew α value"]').inner_text()
     got = in_kernel(
-        page, "print(panel.engine.wait().params['alpha'], panel.controls['alpha'].value)"
+        page, "print(panel.engine.wait().params['settings'].alpha, panel.controls['alpha'].value)"
     )
     run, slider = map(float, re.findall(r"[\d.e-]+", got))
     assert run == pytest.approx(slider, rel=0.01) == pytest.approx(float(shown), rel=0.1)

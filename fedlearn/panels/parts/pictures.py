@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import traitlets as T
 
-from .engine import Snapshot
-from .parts import Part, _bytes, script
+from ..engine import Snapshot
+from .base import Part, packed, script
 
 Named = tuple[str, np.ndarray, str]  # name, picture (h, w), remark
 
@@ -59,12 +59,10 @@ class Pictures(Part):
         self.each: list[Named] = []
 
     def show(self, snapshot: Snapshot) -> None:
-        found = snapshot.latest.get(self._key)
-        if found is None:
-            if snapshot.state != "error":
-                return
-            found = []  # an old picture beside the message would deceive
-        self.each = [_named(entry) for entry in _entries(found)]
+        if (found := self.found(snapshot, self._key, [])) is None:
+            return
+        entries = found.items() if isinstance(found, Mapping) else found
+        self.each = [_named(entry) for entry in entries]
         said = [
             ", ".join(filter(None, (name, f"{x.shape[0]} × {x.shape[1]}", remark)))
             for name, x, remark in self.each
@@ -74,7 +72,7 @@ class Pictures(Part):
             self.names = [name for name, *_ in self.each]
             self.remarks = [remark for *_, remark in self.each]
             self.shapes = [list(x.shape) for _, x, _ in self.each]
-            self.values = _bytes(
+            self.values = packed(
                 np.concatenate([np.zeros(0), *(x.ravel() for _, x, _ in self.each)])
             )
             self.label = f"{self.title}: {'; '.join(said) or 'none'}"
@@ -102,10 +100,6 @@ class Pictures(Part):
                         (0, 1), ends, color="#888888", lw=0.8, ls="-", transform=small.transAxes
                     )
             small.set_title(f"{name}\n{remark}" if remark else name, fontsize=10, pad=3)
-
-
-def _entries(found: Any) -> list[Any]:
-    return list(found.items()) if isinstance(found, Mapping) else list(found)
 
 
 def _named(entry: Any) -> Named:

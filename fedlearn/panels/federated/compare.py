@@ -2,54 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ipywidgets as W
 
-from . import controls as C
-from .engine import Frame, Snapshot
-from .explorable import Explorable
-from .knobs import OFFERED, OWN, SKEWS, follow, hide, make_control, make_controls, settled, tidy
-from .parts import Curve, Holdings
-from .scales import SHORT, words
-from .study import MODELS, Settings, code, frames
+from .. import controls as C
+from ..engine import Frame, Snapshot
+from ..explorable import Explorable
+from ..parts.curve import Curve
+from ..parts.holdings import Holdings
+from ..save import table
+from ..words import said, words
+from .code import code
+from .controls import (
+    OFFERED,
+    OWN,
+    SKEWS,
+    TOGETHER,
+    fit_cohort,
+    follow,
+    hide,
+    make_control,
+    make_controls,
+    offered,
+    read,
+    setting,
+)
+from .frames import frames
+from .settings import MODELS, Settings
 
-_DIFFER = {  # as the menu has them
-    "dataset": "dataset",
-    "clients": "clients",
-    "split": "partition",
-    "skew α": "alpha",
-    "shift": "feature",
-    "shift amount": "amount",
-    "method": "method",
-    "model": "model",
-    "local epochs": "epochs",
-    "batch": "batch",
-    "learning rate": "lr",
+_DIFFER: dict[str, tuple[str, tuple[Any, ...]]] = {  # as the menu has it; B: the first not A's
+    "dataset": ("dataset", ("digits", "breast_cancer")),
+    "clients": ("clients", (5, 4)),
+    "partition": ("split", ("iid", "dirichlet_label")),
+    "alpha": ("skew α", (100.0, 0.1)),
+    "feature": ("shift", ("label_swap", "none")),
+    "amount": ("shift amount", (1.0, 0.0)),
+    "method": ("method", ("fedsgd", "fedavg")),
+    "model": ("model", MODELS[::-1]),
+    "epochs": ("local epochs", (1, 20)),
+    "batch": ("batch", (8, None)),
+    "lr": ("learning rate", (0.1, 1.0)),
 }
-VARY = tuple(_DIFFER.values())
-_CONTRASTS: dict[str, tuple[Any, ...]] = {  # B is the first that A is not
-    "dataset": ("digits", "breast_cancer"),
-    "clients": (5, 4),
-    "partition": ("iid", "dirichlet_label"),
-    "alpha": (100.0, 0.1),
-    "feature": ("label_swap", "none"),
-    "amount": (1.0, 0.0),
-    "method": ("fedsgd", "fedavg"),
-    "model": MODELS[::-1],
-    "epochs": (1, 20),
-    "batch": (8, None),
-    "lr": (0.1, 1.0),
-}
+VARY = tuple(_DIFFER)
 _LONG = {"Epochs": "Local epochs", "Rate η": "Learning rate"}  # beside a letter: the short one
 _SWITCH = {"alpha": "partition", "amount": "feature", "epochs": "method", "batch": "method"}
-_OVER = {  # under whose name it is shown
-    **dict.fromkeys(SKEWS, "alpha"),
-    "amount": "feature",
-    **dict.fromkeys(OWN, "method"),
-}
+_OVER = {below: name for name, all_ in TOGETHER.items() for below in all_}  # where it is shown
 
 
 class Compare(Explorable):
@@ -68,7 +68,7 @@ class Compare(Explorable):
         predict: The question under the picture.
         seconds: How long a run started by the Run button takes at least.
         preview: Compute the first run now.
-        **more: Any other setting of :class:`Panel`.
+        **settings: Any other of :class:`Settings`, of A and B.
 
     Raises:
         ValueError: If a value is out of its range; the message names the rule and an example.
@@ -97,18 +97,15 @@ class Compare(Explorable):
         predict: str = "Predict first: which of the two learns faster, A or B?",
         seconds: float = 2.0,
         preview: bool = True,
-        **more: Any,
+        **settings: Any,
     ):
         if vary not in VARY:
             raise ValueError(
                 f"Compare: vary must be one of {', '.join(VARY)}, got {vary!r}, e.g. 'partition'"
             )
-        if wrong := [s for s in show if s not in OFFERED]:
-            raise ValueError(
-                f"Compare: show takes any of {', '.join(OFFERED)}, got {wrong[0]!r}, e.g. ('lr',)"
-            )
+        offered("Compare: show", show)
         self._shown = set(show)
-        self._fixed = Settings(**{"rounds": rounds, **more, vary: a})
+        self._fixed = Settings(**{"rounds": rounds, **settings, vary: a})
         replace(self._fixed, **{vary: b})  # a wrong value is said now
         self._loss = Curve({"A": "loss_a", "B": "loss_b"}, title="test loss (log scale)", log=True)
         self._accuracy = Curve(
@@ -125,7 +122,7 @@ class Compare(Explorable):
             seconds=seconds,
             readout=_numbers,
             predict=predict,
-            code=lambda s: "\n".join(f"# {c.upper()}\n{code(_of(s.params, c))}" for c in "ab"),
+            code=lambda s: "\n".join(f"# {c.upper()}\n{code(s.params[c])}" for c in "ab"),
             name="compare",
             preview=preview,
         )
@@ -135,20 +132,12 @@ class Compare(Explorable):
         """The setting in which A and B differ now."""
         return str(self.controls["vary"].value)
 
-    def values(self) -> dict[str, Any]:
-        """A's settings, ``vary``, and ``a`` and ``b``, the two values of what it names."""
-        shared, vary = settled(self._fixed, self.controls), self.vary
-        b = tidy(self.controls[f"b {vary}"].value)
-        if vary == "batch" and b == "all":
-            b = None
-        return shared | {"vary": vary, "a": shared[vary], "b": b}
-
     def settings(self, which: str = "a") -> Settings:
-        """The settings of ``"a"`` or ``"b"``."""
-        return _of(self.values(), which)
+        """The settings of ``"a"`` or ``"b"``, as the controls were last moved."""
+        return self._runs[which]
 
-    def _make(self, **params: Any) -> Iterator[Frame]:
-        runs = {c: frames(_of(params, c)) for c in "ab"}
+    def _make(self, vary: str, **settings: Settings) -> Iterator[Frame]:
+        runs = {c: frames(s) for c, s in settings.items()}
         ends: dict[str, str] = {}
         while True:
             frame: dict[str, Any] = {}
@@ -170,11 +159,11 @@ class Compare(Explorable):
             yield frame
 
     def _frame(self, s: Snapshot) -> None:
-        said = {c: _words(s.params, c) for c in "ab"}
+        differ = {c: _differ(s.params, c) for c in "ab"}
         for curve, column in ((self._loss, "loss"), (self._accuracy, "accuracy")):
-            curve.columns = {f"{c.upper()}: {said[c]}": f"{column}_{c}" for c in "ab"}
+            curve.columns = {f"{c.upper()}: {differ[c]}": f"{column}_{c}" for c in "ab"}
         for part, c in zip(self.parts[2:], "ab"):
-            part.title = f"{c.upper()}: {said[c]}"
+            part.title = f"{c.upper()}: {differ[c]}"
         super()._frame(s)
         if not s.error:  # one of the two may have ended early
             self.status.error = s.latest.get("ended", "")
@@ -182,12 +171,12 @@ class Compare(Explorable):
     def caption(self, snapshot: Snapshot | None = None) -> str:
         """One sentence for those who can't see the picture."""
         s = snapshot or self.engine.snapshot()
-        said = []
+        both = []
         for c in "ab":
             loss = s.columns.get(f"loss_{c}")
             end = "" if loss is None else f", loss {loss[-1]:.3g}"
-            said.append(f"{c.upper()}: {_words(s.params, c)}{end}")
-        return f"{'; '.join(said)}; after {s.round} rounds on {words(s.params['dataset'])}."
+            both.append(f"{c.upper()}: {_differ(s.params, c)}{end}")
+        return f"{'; '.join(both)}; after {s.round} rounds on {words(s.params['a'].dataset)}."
 
     def _figure_title(self, s: Snapshot) -> str:
         return self.caption(s)
@@ -195,14 +184,26 @@ class Compare(Explorable):
     def _stem(self, s: Snapshot) -> str:
         return f"compare-{s.params['vary']}"
 
-    def _adjust(self) -> None:
-        follow(self.controls, [self.settings(c) for c in "ab"])
-        vary, seen = self.vary, self._seen()
+    def _table(self, s: Snapshot) -> bytes:
+        vary = s.params["vary"]
+        differ = {c: getattr(s.params[c], vary) for c in "ab"}
+        return table(s.columns, vars(s.params["a"]) | {"vary": vary} | differ)
+
+    def _adjust(self) -> dict[str, Any]:
+        vary = self.vary
+        differs = {vary: setting(self.controls[f"b {vary}"])}
+        one = read(self._fixed, self.controls)
+        fit_cohort(self.controls, min(one["clients"], differs.get("clients", one["clients"])))
+        one = read(self._fixed, self.controls)
+        self._runs = {"a": _within(one), "b": _within(one | differs)}
+        follow(self.controls, [*self._runs.values()])
+        seen = self._seen()
         self.controls |= {"a": self.controls[vary], "b": self.controls[f"b {vary}"]}
         for name in vars(self._fixed):
             if name in self.controls:
                 self._place(name, name in seen, name == vary)
         self._hide_headings()
+        return {"vary": vary, **self._runs}
 
     def _seen(self) -> set[str]:
         """The settings of A whose controls are to be seen."""
@@ -240,12 +241,13 @@ def _all_controls(
     All are made once and shown by turns: a change of the menu makes no widget and loses no value.
     """
     made: dict[str, W.Widget] = {"heading AB": C.heading("A AND B")}
-    made["vary"] = C.menu("Differ in", _DIFFER, vary, tip="The one setting in which A and B differ")
+    titles = {title: name for name, (title, _) in _DIFFER.items()}
+    made["vary"] = C.menu("Differ in", titles, vary, tip="The one setting in which A and B differ")
     wanted = {name for name in OFFERED if name in VARY or name in show}
     for name, control in make_controls(s, tuple(wanted), most).items():
         made[name] = control
         if name in VARY:
-            value = b if name == vary else _contrast(s, name)
+            value = b if name == vary else next(v for v in _DIFFER[name][1] if v != vars(s)[name])
             twin = make_control(replace(s, cohort=None, **{name: value}), name, most)
             brief = {v: k for k, v in _LONG.items()}.get(twin.description, twin.description)
             twin.description = f"B: {brief}"
@@ -253,32 +255,16 @@ def _all_controls(
     return made
 
 
-def _contrast(s: Settings, name: str) -> Any:
-    return next(v for v in _CONTRASTS[name] if v != getattr(s, name))
+def _within(values: Mapping[str, Any]) -> Settings:
+    """Settings whose cohort, shared by two of unlike size, is at most everybody."""
+    K = values["cohort"]
+    return Settings(**{**values, "cohort": K and min(K, values["clients"])})
 
 
-def _of(params: Any, which: str) -> Settings:
-    """The settings of ``"a"`` or ``"b"`` among the values of the panel."""
-    s = {k: v for k, v in params.items() if k not in ("a", "b", "vary")}
-    s[params["vary"]] = params[which]
-    if s["cohort"] is not None:
-        s["cohort"] = min(s["cohort"], s["clients"])
-    return Settings(**s)
-
-
-def _words(params: Any, which: str) -> str:
-    value = params[which]
-    return (
-        words(value)
-        if isinstance(value, str) or callable(value)
-        else f"{SHORT[params['vary']]} = {words(value)}"
-    )
+def _differ(params: Mapping[str, Any], which: str) -> str:
+    return said(params["vary"], getattr(params[which], params["vary"]))
 
 
 def _numbers(s: Snapshot) -> list[str]:
-    said = []
-    for c in "ab":
-        accuracy = s.columns.get(f"accuracy_{c}")
-        if accuracy is not None:
-            said.append(f"{c.upper()}: accuracy {accuracy[-1]:.3f}")
-    return said
+    ends = {c: s.columns.get(f"accuracy_{c}") for c in "ab"}
+    return [f"{c.upper()}: accuracy {v[-1]:.3f}" for c, v in ends.items() if v is not None]

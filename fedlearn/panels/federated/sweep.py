@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from . import kernel
-from .cells import Axis, known, pairs, sweep
-from .engine import Frame, Snapshot
-from .explorable import Explorable
-from .heat import Heat
-from .knobs import OFFERED, follow, make_controls, settled, shift_words, split_words
-from .scales import SHORT, words
-from .study import Settings
+from .. import kernel
+from ..engine import Frame, Snapshot
+from ..explorable import Explorable
+from ..parts.heat import Heat
+from ..words import SHORT, words
+from .controls import follow, make_controls, offered
+from .panel import settle
+from .settings import Axis, Settings, pairs
+from .workers import known, sweep
 
 _NUMBERS = ("alpha", "epochs", "lr", "clients", "batch", "cohort", "labels_each", "shards_each",
             "rounds", "seed", "size_alpha", "amount")  # fmt: skip
@@ -34,7 +35,7 @@ class Sweep(Explorable):
         predict: The question under the picture.
         preview: Compute all cells now; else the map waits for Run.
         helpers: Processes beside this one; None for one for each other core.
-        **more: Any other setting of :class:`Panel`.
+        **settings: Any other of :class:`Settings`.
 
     Raises:
         ValueError: If a value is out of its range; the message names the rule and an example.
@@ -58,7 +59,7 @@ class Sweep(Explorable):
         predict: str = "Predict first: in which corner is the accuracy lowest?",
         preview: bool = False,
         helpers: int | None = None,
-        **more: Any,
+        **settings: Any,
     ):
         for name, values in (x, y):
             if name not in _NUMBERS or not len(values):
@@ -66,19 +67,18 @@ class Sweep(Explorable):
                     f"Sweep: an axis is one of {', '.join(_NUMBERS)} and its values, got "
                     f"{(name, values)!r}, e.g. x=('epochs', (1, 5, 20))"
                 )
-        wrong = [s for s in show if s not in OFFERED]
-        if wrong or x[0] == y[0]:
-            raise ValueError(
-                f"Sweep: show takes any of {', '.join(OFFERED)}, and the axes differ; got "
-                f"{wrong or [x[0]]}, e.g. show=('partition', 'lr')"
-            )
+        offered("Sweep: show", show)
+        if x[0] == y[0]:
+            raise ValueError(f"Sweep: the axes differ, got {x[0]} twice, e.g. x=('epochs', (1, 5))")
         show = [s for s in show if s not in (x[0], y[0])]
         if measure not in ("accuracy", "loss"):
             raise ValueError(
                 f"Sweep: measure must be 'accuracy' or 'loss', got {measure!r}, e.g. 'loss'"
             )
         self.x, self.y, self.measure, self._helpers = x, y, measure, helpers
-        self._fixed = Settings(**{"rounds": rounds, **more, x[0]: x[1][0], y[0]: y[1][0]})
+        self._fixed = self._settings = Settings(
+            **{"rounds": rounds, **settings, x[0]: x[1][0], y[0]: y[1][0]}
+        )
         pairs(self._fixed, x, y)  # a wrong value is said now
         heat = Heat(
             title=f"test {measure} after {rounds} rounds",
@@ -107,50 +107,45 @@ class Sweep(Explorable):
         if not preview:
             self._frame(self._start())
 
-    def values(self) -> dict[str, Any]:
-        """Every setting that the cells share."""
-        s = settled(self._fixed, self.controls)
-        return s | {x: vars(self._fixed)[x] for x in (self.x[0], self.y[0])}
-
     def settings(self) -> Settings:
-        """The settings of the first cell."""
-        return Settings(**self.values())
+        """The settings of the first cell, as the controls were last moved."""
+        return self._settings
 
     def table(self) -> np.ndarray:
         """(rows, columns) of what is shown: NaN is not known yet, -inf a run that failed."""
         return np.array(self.parts[0].table)
 
-    def _adjust(self) -> None:
-        follow(self.controls, [self.settings()])
+    def _adjust(self) -> dict[str, Any]:
+        self._settings = settle(self._fixed, self.controls)
+        follow(self.controls, [self._settings])
+        return {"settings": self._settings}
 
     def _start(self) -> Snapshot:
         """The map before the first command: what is known already."""
         s = self.engine.snapshot()
-        values = self.values()
-        heat = self._known(pairs(Settings(**values), self.x, self.y))
-        return Snapshot(0, values, {}, {"heat": heat}, 0, s.rounds, "idle")
+        heat = self._known(pairs(self._settings, self.x, self.y))
+        return Snapshot(0, {"settings": self._settings}, {}, {"heat": heat}, 0, s.rounds, "idle")
 
     def _known(self, cells: list[Settings]) -> np.ndarray:
         found = [known(s) for s in cells]
         values = [np.nan if f is None else f.get(self.measure, -np.inf) for f in found]
         return np.array(values).reshape(len(self.y[1]), len(self.x[1]))
 
-    def _make(self, **params: Any) -> Iterator[Frame]:
-        cells = pairs(Settings(**params), self.x, self.y)
+    def _make(self, settings: Settings) -> Iterator[Frame]:
+        cells = pairs(settings, self.x, self.y)
         yield {"heat": self._known(cells)}
-        order = sorted(cells, key=lambda s: s.epochs * s.rounds)
-        for _ in sweep(order, helpers=self._helpers, stale=lambda: self.engine.stale):
+        for _ in sweep(cells, helpers=self._helpers, stale=lambda: self.engine.stale):
             yield {"heat": self._known(cells)}
 
     def caption(self, snapshot: Snapshot | None = None) -> str:
         """One sentence for those who can't see the picture."""
-        s = snapshot or self._start()
-        split = split_words(s.params).split(",")[0] + shift_words(s.params)
-        return f"{self.parts[0].label}. {words(s.params['dataset'])}, {split}."
+        s = (snapshot or self._start()).params["settings"]
+        split = s.split_words().split(",")[0] + s.shift_words()
+        return f"{self.parts[0].label}. {words(s.dataset)}, {split}."
 
     def _figure_title(self, s: Snapshot) -> str:
-        p = self.values()
-        return f"{words(p['method'])} on {words(p['dataset'])}, {p['clients']} clients"
+        p = self._settings
+        return f"{words(p.method)} on {words(p.dataset)}, {p.clients} clients"
 
     def _table(self, s: Snapshot) -> bytes:
         lines = [f"{self.y[0]},{self.x[0]},{self.measure}"]
@@ -159,7 +154,7 @@ class Sweep(Explorable):
         return ("\n".join(lines) + "\n").encode()
 
     def _text(self, s: Snapshot) -> str:
-        given = {k: v for k, v in self.values().items() if v != getattr(Settings(), k)}
+        given = {k: v for k, v in vars(self._settings).items() if v != getattr(Settings(), k)}
         inner = ", ".join(f"{k}={v!r}" for k, v in given.items() if k not in (self.x[0], self.y[0]))
         return (
             "from fedlearn.panels import Settings, grid\n\n"

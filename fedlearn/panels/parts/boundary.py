@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import traitlets as T
 
-from .engine import Snapshot
-from .parts import Part, _bytes, script
-from .scene import GRID, LIM
-from .static import DASHES, OKABE_ITO
+from ...plots import DASHES, OKABE_ITO
+from ..engine import Snapshot
+from .base import Part, packed, script
+from .lines import GRID, LIM
 
 MARKS = "os^Dv*"  # dot, square, up, diamond, down, star: as in boundary.js
 
@@ -62,9 +62,9 @@ class Boundary(Part):
         with self.hold_sync():
             self.gen, self.clients = snapshot.gen, K
             self.regions = np.ascontiguousarray(scene["regions"], np.uint8).tobytes()
-            self.lines = _bytes(np.concatenate(scene["lines"]))
+            self.lines = packed(np.concatenate(scene["lines"]))
             self.lengths = [len(line) for line in scene["lines"]]
-            self.points, self.names = _bytes(scene["points"]), scene["names"]
+            self.points, self.names = packed(scene["points"]), scene["names"]
             self.owner, self.right = owner.tobytes(), right.astype(np.uint8).tobytes()
             self.label = (
                 f"{self.title}: the shared model is right on {right.mean():.2f} of "

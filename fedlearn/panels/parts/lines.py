@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model import Task
+from ...model import Task
 
 LIM = 1.1  # half the side of the picture
 GRID = 48  # nodes a side where the models are asked
@@ -93,11 +93,6 @@ def lines(scores: np.ndarray) -> list[np.ndarray]:
 
     Returns:
         M arrays (m, 2) of (column, row) coordinates, NaN rows between pieces.
-
-    Example:
-        >>> s = np.zeros((1, 2, 2, 2)); s[0, :, 0, 0] = 1; s[0, :, 1, 1] = 3
-        >>> lines(s)[0].tolist()
-        [[0.25, 0.0], [0.25, 1.0]]
     """
     _, G, _, _ = scores.shape
     across, a = _crossings(scores[:, :, :-1], scores[:, :, 1:])  # (M, G, G - 1)
@@ -106,18 +101,13 @@ def lines(scores: np.ndarray) -> list[np.ndarray]:
     for h, th, v, tv in zip(across, a, along, b):
         place: dict[int, tuple[float, float]] = {}
         cells: dict[int, list[int]] = defaultdict(list)  # cell -> its crossings
-        for i, j in np.argwhere(h).tolist():
-            e = 2 * (i * G + j)
-            place[e] = (j + th[i, j], i)
-            for up in (i - 1, i):
-                if 0 <= up < G - 1:
-                    cells[up * G + j].append(e)
-        for i, j in np.argwhere(v).tolist():
-            e = 2 * (i * G + j) + 1
-            place[e] = (j, i + tv[i, j])
-            for left in (j - 1, j):
-                if 0 <= left < G - 1:
-                    cells[i * G + left].append(e)
+        for up, (hit, t) in enumerate(((h, th), (v, tv))):
+            for i, j in np.argwhere(hit).tolist():
+                e = 2 * (i * G + j) + up
+                place[e] = (j, i + t[i, j]) if up else (j + t[i, j], i)
+                for r, c in ((i, j), (i, j - 1) if up else (i - 1, j)):  # the cells at its sides
+                    if 0 <= r < G - 1 and 0 <= c < G - 1:
+                        cells[r * G + c].append(e)
         links: dict[int, list[int]] = defaultdict(list)
         for cell, ends in cells.items():
             if len(ends) > 2:  # a place of its own, under a negative number

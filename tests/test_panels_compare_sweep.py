@@ -1,8 +1,11 @@
-"""The parts of the non-IID laboratory: boundaries, client curves, bars, A/B, the sweep."""
+"""The parts of the non-IID laboratory: boundaries, bars, A/B, the sweep."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,14 +13,13 @@ import ipywidgets as W
 import numpy as np
 import pytest
 import torch
-from fedlearn.federate import Diverged
+from joblib.externals.loky import get_reusable_executor
 
-from fedlearn import algorithms
+from fedlearn import Diverged, algorithms
 from fedlearn.model import softmax_regression
 from fedlearn.panels import (
     Bars,
     Boundary,
-    ClientCurves,
     Compare,
     Curve,
     Dots,
@@ -29,19 +31,17 @@ from fedlearn.panels import (
     Plane,
     Settings,
     Sweep,
-    ToyPanel,
     boundary_scene,
-    cells,
-    compare,
+    code,
     controls,
     frames,
     grid,
-    scene,
-    static,
 )
-from fedlearn.panels.knobs import OFFERED
-from fedlearn.panels.methods import METHODS
-from fedlearn.panels.study import PARTITIONS, code
+from fedlearn.panels.federated import compare, workers
+from fedlearn.panels.federated.controls import OFFERED
+from fedlearn.panels.federated.settings import METHODS, PARTITIONS, pairs
+from fedlearn.panels.figure import figure, png
+from fedlearn.panels.parts import lines
 
 
 def shown(part, **frame):
@@ -93,11 +93,11 @@ def whole(panel, drawn=False):
         data += [v for k, v in part.get_state().items() if k == "scene"]
         assert part.label and any(data), f"{part.title} is empty"
     if drawn:
-        figure = panel.figure()
-        for axes, part in zip(figure.axes, panel.parts):
+        drawing = panel.figure()
+        for axes, part in zip(drawing.axes, panel.parts):
             assert any(a.has_data() for a in (axes, *axes.child_axes)), f"{part.title} isn't drawn"
-        figure.canvas.draw()
-        pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+        drawing.canvas.draw()
+        pixels = np.asarray(drawing.canvas.buffer_rgba())[..., :3]
         assert (pixels < 250).any(-1).mean() > 0.01, "the picture is blank"
 
 
@@ -117,11 +117,12 @@ def made():
 # -- every control to both ends, in every combination of menus ------------------------------------
 
 SMALL = {"rounds": 2, "clients": 4, "seconds": 0.01}
+TOY = {"dataset": "toy", "model": "mlp", "show": ("clients", "alpha", "epochs", "lr"),
+       "parts": ("accuracy", "holdings", "boundary")}  # fmt: skip
 KINDS = {
     "panel": (Panel, {**SMALL, "epochs": 1, "show": OFFERED}),
-    "toy": (ToyPanel, {**SMALL, "epochs": 1}),
+    "toy": (Panel, {**SMALL, **TOY, "epochs": 1}),
     "compare": (Compare, {**SMALL, "epochs": 1, "show": ("dataset", "alpha", "method", "cohort")}),
-    "curves": (Panel, {**SMALL, "epochs": 1, "parts": ("loss", "client_curves")}),
     "sweep": (Sweep, {"rounds": 1, "helpers": 0, "preview": True, "show": ("partition", "lr"),
                       "x": ("epochs", (1, 2)), "y": ("alpha", (0.1, 10.0))}),
 }  # fmt: skip
@@ -180,13 +181,14 @@ def impossible(p, s, how="error"):
 
 EVERY = {
     "panel": (SmallPanel, {"show": OFFERED, "clients": 4, "rounds": 1, "seconds": 0}),
-    "toy": (ToyPanel, {"clients": 3, "rounds": 1, "seconds": 0,
-                       "show": [n for n in OFFERED if n != "dataset"]}),
+    "toy": (Panel, {**TOY, "clients": 3, "rounds": 1, "seconds": 0,
+                    "show": [n for n in OFFERED if n != "dataset"]}),
     "sweep": (SmallSweep, {"x": ("epochs", (1,)), "y": ("seed", (0,)), "rounds": 1, "clients": 4,
                            "helpers": 0, "preview": True, "show": OFFERED}),
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EVERY)
 def test_both_ends_of_every_slider_in_every_combination_of_menus(made, kind):
     make, kw = EVERY[kind]
@@ -203,6 +205,7 @@ def test_both_ends_of_every_slider_in_every_combination_of_menus(made, kind):
             whole(p, drawn=n % 80 == 0 and side == 0)
 
 
+@pytest.mark.slow
 def test_every_method_at_both_ends_of_every_slider(made):
     p = made(SmallPanel, show=OFFERED, dataset="wine", clients=4, rounds=1, seconds=0)
     for method, model, side in itertools.product(METHODS, ("softmax", "mlp"), (0, -1)):
@@ -261,6 +264,7 @@ def test_the_settings_of_a_method_are_seen_when_it_has_them(made):
         assert seen() == set(own), method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vary", compare.VARY)
 def test_side_by_side_in_every_combination_of_menus(made, vary):
     kw = {"dataset": "wine", "clients": 4, "rounds": 1, "seconds": 0, "epochs": 1}
@@ -290,7 +294,7 @@ def pictures(kind, size, lean, pull, names):
     for t in range(2):
         yield {
             "loss": pull / (t + 1), "seconds": 0.1 * t * n, "counts": np.eye(n) + 1,
-            "labels": [names] * n, "clients": rows, "client_curves": np.stack([rows] * (t + 1)),
+            "labels": [names] * n, "clients": rows,
             "bars": rows, "heat": np.full((1, 2), pull), "boundary": scene_,
             "plane": {"contours": [ball], "points": [{"at": (0, lean), "name": names}]},
         }  # fmt: skip
@@ -299,8 +303,8 @@ def pictures(kind, size, lean, pull, names):
 @pytest.mark.parametrize(
     "parts",
     [lambda: [Curve("loss", x="seconds"), Plane(), Bars(), Heat(rows=["a"], columns=["b", "c"])],
-     lambda: [Holdings(), Dots(), ClientCurves(), Boundary()]],
-    ids=["curve-plane-bars-heat", "holdings-dots-curves-boundary"],
+     lambda: [Holdings(), Dots(), Boundary()]],
+    ids=["curve-plane-bars-heat", "holdings-dots-boundary"],
 )  # fmt: skip
 def test_a_lesson_s_own_panel_in_every_combination_of_menus(made, parts):
     dials = {
@@ -322,6 +326,7 @@ def test_a_lesson_s_own_panel_in_every_combination_of_menus(made, parts):
 # -- A and B --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_pair_of_splits_and_methods_side_by_side(made):
     p = made(Compare, **SMALL, dataset="wine", epochs=1, show=("method",))
     for a, b, method in itertools.product(PARTITIONS, PARTITIONS, METHODS):
@@ -422,7 +427,7 @@ def test_three_classes_meet_in_one_point():
     x, y = np.meshgrid(at, at)
     angles = 2 * np.pi * np.arange(3) / 3
     scores = np.stack([x * np.cos(a) + y * np.sin(a) for a in angles], -1)[None]
-    (line,) = scene.lines(scores)
+    (line,) = lines.lines(scores)
     pieces = np.split(line, np.flatnonzero(np.isnan(line[:, 0])))
     assert len(pieces) == 3
 
@@ -432,56 +437,46 @@ def test_a_closed_curve_is_closed_and_nothing_is_lost():
     x, y = np.meshgrid(at, at)
     r = np.hypot(x, y)
     scores = np.stack([r, np.full_like(r, 0.613)], -1)[None]
-    (line,) = scene.lines(scores)
+    (line,) = lines.lines(scores)
     assert np.allclose(line[0], line[-1]) and np.isfinite(line).all()
     radius = np.hypot(*(line / 12 - 1).T)
     assert np.abs(radius - 0.613).max() < 0.01
     constant = np.zeros((1, 5, 5, 3))
-    assert scene.lines(constant)[0].shape == (0, 2)
-    assert scene.lines(np.full((1, 5, 5, 3), np.nan))[0].shape == (0, 2), "not in the cohort"
+    assert lines.lines(constant)[0].shape == (0, 2)
+    assert lines.lines(np.full((1, 5, 5, 3), np.nan))[0].shape == (0, 2), "not in the cohort"
 
 
 def test_the_plane_wants_a_plane():
     with pytest.raises(ValueError, match="toy"):
         task = softmax_regression(3, 2)
         boundary_scene(task, task.theta0, [], torch.zeros(2, 3), torch.tensor([0, 1]), [0, 1])
-    with pytest.raises(ValueError, match="1 to 6"):
-        ToyPanel(clients=7)
-    with pytest.raises(ValueError, match="Panel"):
-        ToyPanel(dataset="digits")
+    for wrong in ({"clients": 7}, {"dataset": "digits"}, {"show": ("dataset",)}):
+        with pytest.raises(ValueError, match=r"toy plane alone, with 1 to 6 .* e\.g\."):
+            Panel(**{**TOY, "clients": 3, **wrong})
 
 
-# -- client curves, bars, heat --------------------------------------------------------------------
-
-
-def test_one_hundred_clients_share_a_pane_and_a_missing_one_is_no_worst():
-    table = np.random.default_rng(0).random((5, 100))
-    table[-1, 3] = np.nan
-    curves = shown(ClientCurves(), client_curves=table)
-    assert curves.worst == np.nanargmin(table[-1])
-    static.png(static.figure([curves]))
-    assert shown(ClientCurves(better="low"), client_curves=table).worst == np.nanargmax(table[-1])
+# -- bars, heat -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("values", [[], [np.nan], [-1.0, 2.0], [0.0]])
 def test_bars_of_anything(values):
     bars = shown(Bars(), bars=values)
-    static.png(static.figure([bars]))
+    png(figure([bars]))
     assert bars.label
 
 
 def test_parts_with_nothing_to_draw_yet():
-    for part in (Boundary(), ClientCurves(), Bars(), Heat(rows=["a"], columns=["b", "c"])):
-        static.png(static.figure([part]))
+    for part in (Boundary(), Bars(), Heat(rows=["a"], columns=["b", "c"])):
+        png(figure([part]))
 
 
 def test_an_impossible_split_clears_the_pictures(made):
     p = made(Panel, rounds=2, dataset="wine", partition="shards", shards_each=5, clients=6,
-             parts=("holdings", "client_curves"))  # fmt: skip
-    assert p.parts[0].clients == p.parts[1].clients == 6
+             parts=("holdings", "clients"))  # fmt: skip
+    assert p.parts[0].clients == len(p.parts[1].each) == 6
     p.controls["clients"].value = 100
     p.engine.wait("error")
-    assert p.parts[0].clients == p.parts[1].clients == 0 and "see the message" in p.parts[0].note
+    assert p.parts[0].clients == len(p.parts[1].each) == 0 and "see the message" in p.parts[0].note
     p.controls["clients"].value = 6
     assert p.engine.wait().state == "done" and p.parts[0].clients == 6
 
@@ -498,29 +493,77 @@ def test_the_cells_are_the_runs():
     assert table[1, 1] == pytest.approx(last["accuracy"])
 
 
+def team():
+    """The worker processes of this one."""
+    return get_reusable_executor(1, timeout=600, initializer=workers._begin,
+                                 initargs=(os.getpid(),))._processes  # fmt: skip
+
+
 @pytest.mark.slow
-def test_a_helper_finds_the_same_and_stays():
+def test_a_worker_finds_the_same_and_stays():
     s = Settings(rounds=3, clients=5, seed=11)
     with_one = grid(s, **AXES, helpers=1)
-    cells._KNOWN.clear()
+    workers._KNOWN.clear()
     assert np.array_equal(grid(s, **AXES, helpers=0), with_one)
-    cells._KNOWN.clear()
-    team = list(cells._TEAM)
+    workers._KNOWN.clear()
+    before = set(team())
     grid(s, **AXES, helpers=1)
-    assert cells._TEAM == team and len(team) >= 1
-    cells.dismiss()
-    assert not cells._TEAM
+    assert set(team()) == before and len(before) == 1
 
 
 @pytest.mark.slow
-def test_a_helper_that_dies_loses_no_cell():
-    helper = cells.Helper()
-    cells._TEAM.append(helper)
-    helper._process.kill()
-    table = grid(Settings(rounds=2, clients=5, seed=12), **AXES, helpers=1)
-    assert np.isfinite(table).all()
-    helper.close()
-    cells.dismiss()
+def test_a_worker_that_dies_loses_no_cell():
+    s = Settings(rounds=1000, clients=5, seed=12)
+    found = workers.sweep(pairs(s, **AXES), helpers=1)
+    first, _ = next(found)
+    for pid in team():
+        os.kill(pid, 9)
+    assert len({first, *(cell for cell, _ in found)}) == 4
+    assert all(map(np.isfinite, (workers.known(cell)["loss"] for cell in pairs(s, **AXES))))
+
+
+@pytest.mark.slow
+def test_a_sweep_given_up_frees_its_workers_within_a_round():
+    slow = pairs(Settings(rounds=10**6, clients=5, seed=13), **AXES)
+    quick = pairs(Settings(rounds=2, clients=5, seed=14), **AXES)
+    grid(Settings(rounds=1, clients=5, seed=15), **AXES, helpers=1)  # the worker is there
+    began = time.monotonic()
+    assert not list(workers.sweep(slow, helpers=1, stale=lambda: time.monotonic() > began + 1))
+    assert {s for s, _ in workers.sweep(quick, helpers=1)} == set(quick)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["sys.exit()", "os.kill(os.getpid(), 9)"])
+def test_no_worker_outlives_the_notebook(how):
+    """Left in the middle of a long sweep."""
+    program = f"""
+import os, sys, threading, time
+from fedlearn.panels import Settings
+from fedlearn.panels.federated import settings, workers
+cells = settings.pairs(Settings(rounds=10**6), ("epochs", (1, 2)), ("alpha", (0.1, 1.0)))
+run = workers.sweep(cells, helpers=1, stale=lambda: time.sleep(0.01))
+threading.Thread(target=lambda: list(run), daemon=True).start()
+while not workers._TEAMS: time.sleep(0.05)
+time.sleep(4)
+from joblib.externals.loky import reusable_executor
+print(*reusable_executor._executor._processes, flush=True)
+{how}
+"""
+    out = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=60)
+    (worker,) = map(int, out.stdout.split())
+    end = time.monotonic() + 8
+    while alive(worker) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not alive(worker)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_what_is_known_comes_at_once(made, monkeypatch):
@@ -529,7 +572,7 @@ def test_what_is_known_comes_at_once(made, monkeypatch):
     p.controls["lr"].value = 0.1
     p.engine.wait()
     assert not np.array_equal(p.table(), first)
-    monkeypatch.setattr(cells, "final", lambda *a: pytest.fail("computed twice"))
+    monkeypatch.setattr(workers, "final", lambda *a: pytest.fail("computed twice"))
     p.controls["lr"].value = 1.0
     s = p.engine.wait()
     assert np.array_equal(p.table(), first) and (s.state, s.round) == ("done", 4)
@@ -588,7 +631,7 @@ def test_closing_leaves_no_model_and_no_thread():
      (Sweep, {"x": ("alpha", (1.0,))}), (Sweep, {"measure": "f1"}),
      (Sweep, {"y": ("alpha", (0.0,))}),
      (Compare, {"vary": "cohort"}), (Compare, {"show": ("alpa",)}),
-     (Compare, {"b": "dirichlet"}), (ClientCurves, {"better": "up"}),
+     (Compare, {"b": "dirichlet"}), (Panel, {"parts": ("client_curves",)}),
      (Panel, {"size_alpha": 0.0})],
     ids=str,
 )  # fmt: skip

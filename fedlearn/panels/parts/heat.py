@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import traitlets as T
 
-from .engine import Snapshot
-from .parts import Part, _bytes, script
-from .static import BLUE
+from ...plots import BLUE
+from ..engine import Snapshot
+from .base import Part, packed, script
 
 
 class Heat(Part):
@@ -60,7 +60,7 @@ class Heat(Part):
             return
         self.table = np.asarray(table, float)
         with self.hold_sync():
-            self.gen, self.values = snapshot.gen, _bytes(self.table)
+            self.gen, self.values = snapshot.gen, packed(self.table)
             self.label = f"{self.title}: {np.isfinite(self.table).sum()} of {self.table.size} cells"
             if np.isfinite(self.table).any():
                 low, high = np.nanargmin(self._finite()), np.nanargmax(self._finite())

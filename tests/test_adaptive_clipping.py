@@ -118,10 +118,11 @@ def test_update_and_bits_together_cost_what_z_costs(z, sigma, q):
     """dp-accounting composes the two releases itself, with the noise that the stages carry."""
     method, pipeline = privacy.adaptive_clip(still(of_norm([1.0])), z, q * N, bit_noise=sigma)
     theta = method.message(method.init(problem().closed_form.theta0))["theta"]
-    shards = Simulated(Recipe(method, theta[:-1], pipeline), problem().x, problem().y,
-                       problem().parts)  # fmt: skip
+    clients = Simulated(Recipe(method, theta[:-1], pipeline), problem().x, problem().y,
+                        problem().parts)  # fmt: skip
     everyone = Context(0, 0, np.arange(N), np.arange(N))
-    row = shards.run({"theta": theta}, everyone)["delta"][0]
+    reply, _ = clients.run({"theta": theta}, everyone, clients.memory())
+    row = reply["delta"][0]
     std = pipeline.on_server[0].std * q * N  # on every number of the sum
     update, bit = row[:-1].norm().item(), abs(row[-1].item())
     parts = [dpa.GaussianDpEvent(std / update), dpa.GaussianDpEvent(std / bit)]

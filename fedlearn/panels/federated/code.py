@@ -1,0 +1,72 @@
+"""The Python that makes exactly a panel's run: what its Code button shows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from ..words import words
+from .frames import HIDDEN, WEIGHS, load, own_settings, split_arguments
+from .settings import Settings
+
+_RUN = """\
+{imports}from fedlearn import Recipe, Simulated, collect, federate
+from fedlearn import algorithms, data, model, partition{more}
+from fedlearn.rng import Use, numpy_rng
+
+d = data.load({dataset!r})
+rng = numpy_rng({seed}, Use.PARTITION)
+parts = partition.{partition}(d.y.numpy(), {clients}, rng{split})
+{seen}task = model.{task}
+method = {made}
+recipe = Recipe(method, task.theta0, batch={batch}, epochs={epochs}, seed={seed})
+clients = Simulated(recipe, {x}, {y}, parts)
+test = model.evaluator(task, d.x_test, d.y_test)
+history = collect(federate(clients, rounds={rounds}, cohort={cohort}, evaluate=test))
+print(history["loss"][-1], history["accuracy"][-1])
+"""
+# Feature or concept skew: the line before ``task``, with x or y in place of d.x or d.y.
+_SEEN = {
+    "none": "",
+    "rotation": "x = skew.rotate(d.x, parts, np.linspace({low!r}, {high!r}, {clients}), d.shape)\n",
+    "noise": "x = skew.add_noise(d.x, parts, np.linspace(0, {amount!r}, {clients}), seed={seed})\n",
+    "brightness": "x = skew.brighten(d.x, parts, np.linspace(1, {dark!r}, {clients}))\n",
+    "label_swap": (
+        "swaps = [(0, 1) if k < {amount!r} * {clients} else None for k in range({clients})]\n"
+        "y = skew.swap_labels(d.y, parts, swaps)\n"
+    ),
+}
+
+
+def code(s: Settings) -> str:
+    """The Python that makes exactly this run.
+
+    Example:
+        >>> print(code(Settings(alpha=0.1)).splitlines()[6])
+        parts = partition.dirichlet_label(d.y.numpy(), 20, rng, alpha=0.1)
+    """
+    d = load(s.dataset)
+    n_in, values = d.x[0].numel(), asdict(s)
+    if not s.applies("epochs"):
+        values.update(batch=None, epochs=1)
+    linear = s.model == "softmax"
+    shape = f"{n_in}, {d.classes}" if linear else f"{n_in}, {HIDDEN}, {d.classes}, seed={s.seed}"
+    a, numbers = s.amount, s.feature in ("rotation", "noise", "brightness")
+    return _RUN.format(
+        **values, split=_given(split_arguments(s)), made=_method(s),
+        task=f"{'softmax_regression' if linear else 'mlp'}({shape})",
+        seen=_SEEN[s.feature].format(**values, low=-90 * a, high=90 * a, dark=1 - a),
+        imports="import numpy as np\n\n" if numbers else "",
+        more=", skew" if s.feature != "none" else "",
+        x="x" if numbers else "d.x", y="y" if s.feature == "label_swap" else "d.y",
+    )  # fmt: skip
+
+
+def _method(s: Settings) -> str:
+    if not isinstance(s.method, str):
+        return f"{words(s.method)}(task, {s.lr!r})  # your own"
+    total = ", n_total=len(d.y)" if s.method in WEIGHS else ""
+    return f"algorithms.{s.method}(task, lr={s.lr!r}{_given(own_settings(s))}{total})"
+
+
+def _given(arguments: dict[str, float]) -> str:
+    return "".join(f", {k}={v!r}" for k, v in arguments.items())

@@ -1,0 +1,157 @@
+"""The panel of the course: a federated run under the hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ipywidgets as W
+
+from ..engine import Frame, Snapshot
+from ..explorable import Explorable
+from ..parts.boundary import Boundary
+from ..parts.curve import Curve
+from ..parts.dots import Dots
+from ..parts.holdings import Holdings
+from ..save import table
+from ..words import words
+from .code import code
+from .controls import SHOWN, fit_cohort, follow, make_controls, offered, read
+from .frames import References, frames
+from .settings import Settings
+
+PARTS = {
+    "loss": lambda x: Curve("loss", title="test loss (log scale)", x=x, log=True),
+    "accuracy": lambda x: Curve("accuracy", title="test accuracy", x=x, ylim=(0, 1),
+                                legend="bottom"),
+    "holdings": lambda x: Holdings(),
+    "clients": lambda x: Dots(),
+    "boundary": lambda x: Boundary(),
+}  # fmt: skip
+
+
+class Panel(Explorable):
+    """A federated run that answers the hand: sliders, live curves, who holds what.
+
+    Args:
+        show: Controls that the reader sees, any of ``dataset``, ``clients``, ``partition``,
+            ``alpha`` (the skew: also labels or shards each, as the split wants), ``method`` (and
+            what it has beside lr), ``model``, ``epochs``, ``batch``, ``lr``, ``cohort``; and, if
+            asked for, ``feature`` (a menu, and its amount). The others keep the value given.
+        x: ``"round"``, or ``"bytes"`` for megabytes sent.
+        predict: The question under the picture.
+        preview: Compute the first run now, so that the picture is never blank.
+        parts: One to four pictures of ``loss``, ``accuracy``, ``holdings``, ``clients`` and, for
+            ``dataset="toy"`` and at most six clients, ``boundary``: the plane, where each client's
+            model and the shared one draw the line.
+        seconds: How long a run started by the Run button takes at least.
+        **settings: Of the run, see :class:`Settings`; on a slider, set to its nearest step. A
+            method of your own stands in the menu under its name.
+
+    Raises:
+        ValueError: If a value is out of its range; the message names the rule and an example.
+
+    Example:
+        >>> panel = Panel(show=("alpha", "epochs"), rounds=5)
+        >>> panel.controls["alpha"].value
+        0.1
+        >>> panel.engine.snapshot().round
+        5
+        >>> panel.close()
+    """
+
+    _most_clients = 100
+
+    def __init__(
+        self,
+        *,
+        show: Sequence[str] = SHOWN,
+        x: str = "round",
+        predict: str = "Predict first: what happens to the loss if α goes from 100 to 0.01?",
+        preview: bool = True,
+        parts: Sequence[str] = ("loss", "accuracy", "holdings", "clients"),
+        seconds: float = 2.0,
+        **settings: Any,
+    ):
+        offered("Panel: show", show)
+        offered("Panel: parts", parts, (*PARTS,))
+        s = self._fixed = Settings(**settings)
+        if x not in ("round", "bytes"):
+            raise ValueError(f"Panel: x must be 'round' or 'bytes', got {x!r}, e.g. x='bytes'")
+        most = self._most_clients
+        if "boundary" in parts:
+            if s.dataset != "toy" or "dataset" in show or s.clients > 6:
+                raise ValueError(
+                    "Panel: 'boundary' shows the toy plane alone, with 1 to 6 clients, got "
+                    f"{s.dataset!r} with {s.clients} and show={show!r}, e.g. dataset='toy', "
+                    "clients=3, show=('epochs',)"
+                )
+            most = min(most, 6)
+        self._references = References()
+        super().__init__(
+            make_controls(s, show, most),
+            self._make,
+            [PARTS[name](x) for name in parts],
+            rounds=s.rounds,
+            seconds=seconds,
+            readout=_numbers,
+            predict=predict,
+            code=lambda s: code(s.params["settings"]),
+            preview=preview,
+        )
+
+    def settings(self) -> Settings:
+        """The settings as the controls were last moved."""
+        return self._settings
+
+    def _adjust(self) -> dict[str, Any]:
+        self._settings = settle(self._fixed, self.controls)
+        follow(self.controls, [self._settings])
+        return {"settings": self._settings}
+
+    def _make(self, settings: Settings) -> Iterator[Frame]:
+        return frames(settings, self._references)
+
+    def caption(self, snapshot: Snapshot | None = None) -> str:
+        s = snapshot or self.engine.snapshot()
+        p, where = s.params["settings"], f"{s.round} rounds" if s.round else "start"
+        end = "".join(
+            f", {k} {s.columns[k][-1]:.2f}" for k in ("loss", "accuracy") if k in s.columns
+        )
+        return (
+            f"{words(p.method)} on {words(p.dataset)}, {p.clients} clients, "
+            f"{p.split_words()}{p.shift_words()}, {where}{end}."
+        )
+
+    def _figure_title(self, s: Snapshot) -> str:
+        p = s.params["settings"]
+        local = f", E = {p.epochs}, B = {words(p.batch)}" if p.applies("epochs") else ""
+        return (
+            f"{words(p.method)} on {words(p.dataset)}: {p.clients} clients, "
+            f"{p.split_words()}{p.shift_words()}{local}, η = {words(p.lr)}"
+        )
+
+    def _stem(self, s: Snapshot) -> str:
+        p = s.params["settings"]
+        return f"{p.method if isinstance(p.method, str) else words(p.method)}-{p.dataset}"
+
+    def _table(self, s: Snapshot) -> bytes:
+        pooled = {f"centralised_{k}": v for k, v in s.latest.get("reference", {}).items()}
+        return table({**s.columns, **pooled}, s.params)
+
+
+def settle(fixed: Settings, controls: Mapping[str, W.Widget]) -> Settings:
+    """The settings after a move, made and checked this once."""
+    fit_cohort(controls, read(fixed, controls)["clients"])
+    return Settings(**read(fixed, controls))
+
+
+def _numbers(s: Snapshot) -> list[str]:
+    accuracy, sent = s.columns.get("accuracy"), s.columns.get("bytes")
+    said = []
+    if accuracy is not None and len(accuracy):
+        said.append(f"accuracy {accuracy[-1]:.3f}")
+    if sent is not None and len(sent):
+        mega = sent[-1] >= 1e5
+        said.append(f"{sent[-1] / 1e6:.1f} MB sent" if mega else f"{sent[-1] / 1e3:.0f} kB sent")
+    return said

@@ -1,0 +1,164 @@
+"""Everything that decides a run, checked once, when a control has moved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...algorithms import Algorithm
+from ...checks import check, is_whole, number, one_of, positive
+from ...model import Task
+from ..words import SHORT, words
+
+DATASETS = ("digits", "breast_cancer", "wine", "toy", "mnist", "fashion_mnist", "cifar10")
+MODELS = ("softmax", "mlp")
+PARTITIONS = {  # and the setting that is its skew
+    "iid": None,
+    "dirichlet_label": "alpha",
+    "dirichlet_client": "alpha",
+    "shards": "shards_each",
+    "labels_per_client": "labels_each",
+    "quantity": "alpha",
+    "label_and_quantity": "alpha",
+}
+FEATURES = ("none", "rotation", "noise", "brightness", "label_swap")
+METHODS: dict[str, tuple[str, ...]] = {  # and the settings that each has beside the clients' lr
+    "fedavg": (),
+    "fedsgd": (),
+    "fedprox": ("mu",),
+    "scaffold": (),
+    "fednova": (),
+    "feddyn": ("mu",),
+    "fedavgm": ("server_lr", "beta"),
+    "fedadagrad": ("server_lr",),
+    "fedadam": ("server_lr",),
+    "fedyogi": ("server_lr",),
+}
+Method = str | Callable[[Task, float], Algorithm]  # a name of METHODS, or (task, lr) -> Algorithm
+Axis = tuple[str, Sequence[Any]]  # a setting's name and its values
+
+_ONE_OF = {"dataset": DATASETS, "model": MODELS, "partition": (*PARTITIONS,), "feature": FEATURES}
+_WHOLE = ("clients", "labels_each", "shards_each", "epochs", "rounds", "batch", "cohort", "seed")
+_OR_NONE = {"batch": "all of a client's examples", "cohort": "everybody"}
+_MOST = {"amount": 1.0, "mu": math.inf, "beta": 0.999}  # from 0 on
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run. Two equal settings give the same curve.
+
+    Attributes:
+        dataset: ``digits``, ``breast_cancer``, ``wine``, ``toy``, ``mnist``, ``fashion_mnist`` or
+            ``cifar10``.
+        model: ``softmax`` (regression) or ``mlp`` (one hidden layer of 32).
+        clients: N.
+        partition: A function of :mod:`fedlearn.partition`, by name.
+        alpha: Concentration of the Dirichlet splits.
+        labels_each: Labels of a client under ``labels_per_client``.
+        shards_each: Shards of a client under ``shards``.
+        size_alpha: Concentration of the sizes under ``label_and_quantity``.
+        feature: What each client does to its examples, evenly from the first client to the last;
+            the test set stays as it is. ``rotation``: pictures turned by -90 to 90 degrees times
+            the amount; ``noise``: Gaussian, of standard deviation 0 to the amount; ``brightness``:
+            times 1 down to 1 - amount; ``label_swap``: this share of the clients calls class 0
+            class 1, and 1 0 (concept shift).
+        amount: How much, from 0 to 1.
+        method: ``fedavg``, ``fedsgd``, ``fedprox``, ``scaffold``, ``fednova``, ``feddyn``,
+            ``fedavgm``, ``fedadagrad``, ``fedadam`` or ``fedyogi``; or your own, a function (task,
+            lr) -> Algorithm.
+        mu: Pull towards the broadcast theta: FedProx's mu, FedDyn's alpha.
+        server_lr: eta_s of FedAvgM, FedAdagrad, FedAdam and FedYogi.
+        beta: Momentum of FedAvgM.
+        epochs: E.
+        lr: The clients' learning rate.
+        batch: B, or None for all of a client's examples.
+        cohort: K, clients called each round; None for everybody.
+        rounds: Length of a run.
+        seed: Of the split, the start, the cohorts and the shuffles.
+
+    Raises:
+        ValueError: If a value is out of its range; the message names the rule and an example.
+
+    Example:
+        >>> Settings(alpha=0.1).applies("alpha"), Settings(partition="iid").applies("alpha")
+        (True, False)
+    """
+
+    dataset: str = "digits"
+    model: str = "softmax"
+    clients: int = 20
+    partition: str = "dirichlet_label"
+    alpha: float = 0.1
+    labels_each: int = 2
+    shards_each: int = 2
+    size_alpha: float = 1.0
+    feature: str = "none"
+    amount: float = 0.5
+    method: Method = "fedavg"
+    mu: float = 0.1
+    server_lr: float = 0.1
+    beta: float = 0.9
+    epochs: int = 5
+    lr: float = 1.0
+    batch: int | None = 32
+    cohort: int | None = None
+    rounds: int = 60
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (_ONE_OF | {"method": (*METHODS,)}).items():
+            if not (name == "method" and callable(self.method)):
+                one_of("panel", name, getattr(self, name), known)
+        for name in _WHOLE:
+            v, low = getattr(self, name), int(name != "seed")
+            none = f", or None for {_OR_NONE[name]}" if name in _OR_NONE else ""
+            fine = is_whole(v, low) or (v is None and bool(none))
+            check("panel", name, v, fine, f"an integer >= {low}{none}", 5)
+        for name in ("alpha", "size_alpha", "lr", "server_lr"):
+            positive("panel", name, getattr(self, name), 0.5)
+        for name, top in _MOST.items():
+            rule = f"from 0 to {top:g}" if top < math.inf else ">= 0"
+            v = getattr(self, name)
+            check("panel", name, v, 0 <= number(v) <= top, rule, 0.5)
+        most = f"at most clients={self.clients}"
+        fine = (self.cohort or 1) <= self.clients
+        check("panel", "cohort", self.cohort, fine, most, max(1, self.clients // 2))
+
+    def applies(self, name: str) -> bool:
+        """Whether a setting makes a difference to this run."""
+        if name in ("alpha", "labels_each", "shards_each"):
+            return PARTITIONS[self.partition] == name
+        if name == "size_alpha":
+            return self.partition == "label_and_quantity"
+        if name == "amount":
+            return self.feature != "none"
+        if name in ("mu", "server_lr", "beta"):
+            return isinstance(self.method, str) and name in METHODS[self.method]
+        if name in ("epochs", "batch"):
+            return self.method != "fedsgd"  # one gradient over everything
+        return True
+
+    def split_words(self) -> str:
+        """The split in words: ``shards split, shards each = 2``."""
+        said = f"{words(self.partition)} split"
+        if skew := PARTITIONS[self.partition]:
+            said += f", {SHORT[skew]} = {words(getattr(self, skew))}"
+        return said + (f", sizes α = {words(self.size_alpha)}" * self.applies("size_alpha"))
+
+    def shift_words(self) -> str:
+        """How clients' examples differ, in words; nothing where they don't."""
+        a = self.amount
+        return {
+            "none": "",
+            "rotation": f", turned by {-90 * a:.0f}° to {90 * a:.0f}°",
+            "noise": f", noise up to {a:.2g}",
+            "brightness": f", brightness down to {1 - a:.2g}",
+            "label_swap": f", labels 0 and 1 swapped by {a:.0%} of the clients",
+        }[self.feature]
+
+
+def pairs(s: Settings, x: Axis, y: Axis) -> list[Settings]:
+    """The settings of every cell of a map, row by row."""
+    return [replace(s, **{x[0]: a, y[0]: b}) for b in y[1] for a in x[1]]

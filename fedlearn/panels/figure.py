@@ -1,0 +1,54 @@
+"""The parts in one figure, for places without a kernel: Matplotlib, object-oriented, no pyplot.
+
+Drawn on the main thread only: Matplotlib used from another thread breaks the reader's own plots.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .parts.base import Part
+
+
+def figure(
+    parts: Sequence[Part], *, title: str = "", size: tuple[float, float] | None = None
+) -> Figure:
+    """All parts in one figure, laid out as in the panel."""
+    n = len(parts)
+    rows, columns = (2, 2) if n > 2 else (1, n)
+    fig = Figure(figsize=size or (9.6, 2.9 * rows if n > 1 else 4.2), dpi=100, layout="constrained")
+    fig.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
+    FigureCanvasAgg(fig)
+    grid = fig.add_gridspec(rows, columns)
+    places = [grid[i % rows, i // rows] for i in range(n)]
+    if n == 3:
+        places[2] = grid[:, 1]
+    drawn = []
+    for part, place in zip(parts, places, strict=True):
+        axes = fig.add_subplot(place)
+        axes.set_title(part.title, loc="left", fontsize=11, fontweight="bold")
+        axes.tick_params(labelsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        part.paint(axes)
+        axes.xaxis.label.set_fontsize(10)
+        axes.yaxis.label.set_fontsize(10)
+        drawn.append((part, axes))
+    if title:
+        fig.suptitle(title, x=0.01, ha="left", fontsize=11)
+    fig.draw_without_rendering()  # where things lie is known only now
+    for part, axes in drawn:
+        part.finish(axes)
+    return fig
+
+
+def png(fig: Figure) -> bytes:
+    """The figure as PNG, the same bytes for the same picture: good for version control."""
+    out = io.BytesIO()
+    small: dict[str, Any] = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
+    fig.savefig(out, format="png", facecolor="white", **small)
+    return out.getvalue()
