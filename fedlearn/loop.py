@@ -83,6 +83,18 @@ class Run:
         state: The server's: ``theta``, and what else the method keeps.
         memory: What the clients remember, {name: (N, ...)}: the method's part, then each stage's.
         history: :class:`History` of all rounds so far, those before a resume included.
+
+    Example:
+        >>> from fedlearn import algorithms, model
+        >>> task = model.softmax_regression(2, 2)
+        >>> recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0)
+        >>> two = Simulated(recipe, torch.eye(2), torch.tensor([0, 1]), [np.arange(2)] * 2)
+        >>> run = federate(two, rounds=9)
+        >>> next(run).t, run.t, len(run.history)
+        (0, 1, 1)
+        >>> more = federate(two, rounds=9, resume=run)  # goes on at round 1; run stays where it is
+        >>> next(more).t, next(run).t
+        (1, 1)
     """
 
     name: str
@@ -119,6 +131,7 @@ class Run:
                 self.history.stopped = "the budget allows no further round" * more
                 raise StopIteration
             rounds, self._rounds = self._rounds or self.loop(self), None
+            self.history.failed.pop(self.t, None)  # of a try that was interrupted
             try:
                 r = next(rounds)
                 self._rounds = rounds
@@ -190,8 +203,8 @@ class Run:
         message = self.recipe.algorithm.message(self.state)
         reply, _ = no_reply(self.recipe, message, nobody)
         state = self.recipe.algorithm.idle(self.state, reply["delta"], reply, reply["n"])
+        self.history.failed[self.t] = str(why)
         r = self.keep(nobody, message, reply, reply["n"], state)  # no client remembers anything new
-        self.history.failed[r.t] = str(why)
         if len(self.history.failed) > self.skip:
             raise why
         return r
@@ -327,8 +340,7 @@ def collect(rounds: Iterable[Round], *, progress: int | None = None) -> History:
         >>> collect([]).columns
         {}
     """
-    history = rounds.history if isinstance(rounds, Run) else History()
-    shown = rounds
+    history, shown = rounds.history if isinstance(rounds, Run) else History(), rounds
     if progress is not None:
         from tqdm.auto import tqdm
 

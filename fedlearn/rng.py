@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from .checks import whole
+from .checks import is_whole
 
 
 class Use(IntEnum):
@@ -44,7 +44,8 @@ def numpy_rng(seed: int, *path: int) -> np.random.Generator:
         [70, 82, 70]
     """
     for value in (seed, *path):
-        whole("numpy_rng", "every number", value, 0, example=3)
+        if not is_whole(value, 0):
+            raise ValueError(f"numpy_rng: wants integers >= 0, got {value!r}, e.g. numpy_rng(0, 3)")
     # spawn_key, not one longer seed: SeedSequence([0]) and SeedSequence([0, 0]) are the same
     return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=tuple(map(int, path))))
 

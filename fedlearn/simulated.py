@@ -72,9 +72,9 @@ class Simulated:
         wide = lambda v: v.to(self.device).expand(self.count, *v.shape).clone()
         return tuple({k: wide(v) for k, v in kept.items()} for kept in self.recipe.memory())
 
-    def data(self) -> tuple[Any, ...]:
+    def data(self) -> dict[str, Any]:
         """What else decides the bits of a run: a checkpoint of another is refused."""
-        return self.x, self.y, self.parts, self.chunk, self.fleet
+        return {k: vars(self)[k] for k in ("x", "y", "parts", "chunk", "fleet")}
 
     def run(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
         """Train the clients ``ctx.answered``; ``memory`` (N, ...) is read, not written.

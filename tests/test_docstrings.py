@@ -1,7 +1,8 @@
 """What a room exports is documented whole and shows itself once; what is inside it says one line.
 
 Exported: the names in a package's ``__all__``, those of a module that stands in one, and the public
-names of a module without ``__all__`` that lies directly in ``fedlearn/``. The examples are run
+names of a module without ``__all__`` that lies directly in ``fedlearn/``; of some of these, the
+front door shows what is for users. The examples are run
 elsewhere: `pytest --doctest-modules fedlearn`.
 """
 
@@ -17,6 +18,9 @@ import pytest
 import fedlearn
 
 RECORDS = (tuple, Warning, Exception, int)  # named tuples, errors, enumerations: fields, no example
+INSIDE = {
+    f"fedlearn.{m}" for m in ("checks", "checkpoint", "recipe", "loop")
+}  # see fedlearn itself
 OPTIONAL = {"flwr", "ipywidgets", "anywidget"}
 
 
@@ -54,7 +58,7 @@ def exported():
     """Full names of what the rooms, and the files outside them, show to others."""
     for module in modules():
         offers = getattr(module, "__all__", None)
-        if offers is None and module.__name__.count(".") == 1:
+        if offers is None and module.__name__.count(".") == 1 and module.__name__ not in INSIDE:
             yield from defined(module)
         for thing in (getattr(module, name) for name in offers or ()):
             if inspect.ismodule(thing) and not hasattr(thing, "__all__"):

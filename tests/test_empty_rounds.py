@@ -188,7 +188,7 @@ def test_a_private_run_that_its_budget_ends_is_evaluated_in_its_last_round(every
     due = [t for t in range(6) if (t + 1) % every == 0 or t == 5]
     assert [r.t for r in got if "norm" in r.metrics] == due
     assert [r.metrics["epsilon"] for r in got] == spent[:6]
-    assert run.over and "budget" in run.history.stopped
+    assert run.ends(run.t) and "budget" in run.history.stopped
 
 
 def test_a_private_run_without_a_round_in_its_budget_has_none():

@@ -70,9 +70,11 @@ def test_a_metric_named_like_its_own_columns_is_refused(name, tmp_path):
     assert set(OWN) == {"round", "bytes", "train_loss", "seconds"}
     run = start("fedavg", evaluate=lambda theta: {"loss": 1.0, name: 2.0}, every=2)
     next(run)  # not evaluated: nothing is wrong yet
-    with pytest.raises(ValueError, match=f"History: evaluate must not name a metric '{name}'") as e:
+    with pytest.raises(
+        ValueError, match=f"History: a metric must be named otherwise .* got '{name}'"
+    ) as e:
         next(run)
-    assert f"e.g. 'test_{name}'" in str(e.value) and len(run.history) == 1 and run.t == 1
+    assert f"e.g. a metric='test_{name}'" in str(e.value) and len(run.history) == 1 and run.t == 1
     with pytest.raises(ValueError, match="own column"):
         History().add(round_(metrics={name: 1.0}))
     run.evaluate = look
@@ -245,8 +247,11 @@ class Frame:
     def __init__(self, columns):
         self.columns = {k: np.array(v) for k, v in columns.items()}  # 93 and NaN are floats then
 
-    def items(self):
-        return iter(self.columns.items())
+    def __iter__(self):
+        return iter(self.columns)
+
+    def __getitem__(self, name):
+        return self.columns[name]
 
     def __len__(self):
         return max(map(len, self.columns.values()), default=0)

@@ -497,7 +497,7 @@ for trial in range(int(sys.argv[3])):
         os._exit(0)
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        while not (run.over and run.history.stopped == ""):
+        while not (run.ends(run.t) and run.history.stopped == ""):
             try:
                 before = len(run.history)
                 h = collect(run)
@@ -561,7 +561,7 @@ def test_an_error_of_the_users_evaluate_keeps_the_rounds_before(kind, tmp_path):
 
 
 def test_a_full_disk_keeps_the_history_and_the_run(tmp_path, monkeypatch):
-    from fedlearn import files
+    from fedlearn.partition import files
 
     run, real, full = start("scaffold", checkpoint=tmp_path / "a"), files.os.fsync, {"now": False}
 
@@ -583,11 +583,13 @@ def test_a_full_disk_keeps_the_history_and_the_run(tmp_path, monkeypatch):
     full["now"] = False
     collect(run)
     assert of_run(run) == reference("scaffold")[1]
-    assert of_run(again := start("scaffold", resume=tmp_path / "a")) == of_run(run) and again.over
+    assert of_run(again := start("scaffold", resume=tmp_path / "a")) == of_run(run) and again.ends(
+        again.t
+    )
 
 
 def test_ctrl_c_on_a_full_disk_is_still_ctrl_c(tmp_path, monkeypatch):
-    from fedlearn import files
+    from fedlearn.partition import files
 
     run = start("scaffold", checkpoint=tmp_path / "a")
     next(run)
@@ -640,23 +642,6 @@ def test_collect_keeps_the_rounds_of_any_iterable(error):
         with pytest.raises(error, match="why") as e:
             collect(some())
         assert len(e.value.history) == 2
-
-
-def test_ctrl_c_between_two_rounds_writes_the_last_one(tmp_path, monkeypatch):
-    """While the bar is drawn, say: the checkpoint was not due yet."""
-    import tqdm.auto
-
-    def bar(rounds, **how):
-        for i, r in enumerate(rounds):
-            if i == 2:
-                raise KeyboardInterrupt
-            yield r
-
-    monkeypatch.setattr(tqdm.auto, "tqdm", bar)
-    run = start("fedavg", checkpoint=tmp_path / "a", save_every=50)
-    with pytest.warns(RuntimeWarning):
-        h = collect(run, progress=ROUNDS)
-    assert len(h) == 3 and start("fedavg", resume=tmp_path / "a").t == 3
 
 
 def test_an_interrupt_behind_the_last_round_is_no_early_end(tmp_path):
@@ -723,7 +708,7 @@ def test_failed_rounds_are_skipped_and_counted(why, tmp_path):
     assert [len(r.called) for r in got] == [5, 3, 5, 3, 5]
     assert list(run.history.failed) == [1, 3] and "2 given up: 1, 3" in repr(run.history)
     loud = failing(stages, sizes, skip=0)  # the same run, raised: the same bits
-    while not loud.over:
+    while not loud.ends(loud.t):
         try:
             next(loud)
         except RoundFailed:

@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from numbers import Number
-from types import CodeType, FunctionType
+from functools import partial
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 PLAIN = (bool, int, float, str, type(None))
 
 
-def describe(thing: Any, name: str, seen: set[int] | None = None) -> dict[str, Any]:
+def describe(thing: Any, name: str, seen: dict[int, Any] | None = None) -> dict[str, Any]:
     """Everything in a thing that decides a run, flat: path -> number, text or digest.
 
     Functions are described by their names and by what they enclose, the method's learning rate,
-    say, so that a student's own method needs no name and no registration; tensors by type, shape
-    and SHA-256; objects by what pickle would keep of them.
+    say, so that a student's own method needs no name and no registration; what stands outside the
+    package also by what is written in it. Tensors by type, shape and SHA-256; objects by what they
+    hold. What is met again is not repeated.
 
     Args:
         thing: A recipe, a method, a call, tensors, dicts and lists of such.
@@ -29,7 +30,7 @@ def describe(thing: Any, name: str, seen: set[int] | None = None) -> dict[str, A
         >>> describe({"lr": 0.1, "sizes": (3, 4)}, "run")
         {'run': 'dict', 'run.lr': 0.1, 'run.sizes': 'tuple', 'run.sizes.0': 3, 'run.sizes.1': 4}
     """
-    seen = set() if seen is None else seen
+    seen = {} if seen is None else seen
     if isinstance(thing, (Tensor, np.ndarray)):
         array = thing.detach().cpu().numpy() if isinstance(thing, Tensor) else thing
         thing = _digest(np.ascontiguousarray(array))
@@ -37,7 +38,7 @@ def describe(thing: Any, name: str, seen: set[int] | None = None) -> dict[str, A
         return {name: thing.item() if isinstance(thing, np.generic) else thing}
     if id(thing) in seen:
         return {}
-    seen.add(id(thing))
+    seen[id(thing)] = thing  # kept, so that no other gets its number
     called = str(thing) if isinstance(thing, nn.Module) else type(thing).__name__
     said = {name: getattr(thing, "__qualname__", called)}
     for k, v in _parts(thing).items():
@@ -54,27 +55,45 @@ def _parts(thing: Any) -> dict[Any, Any]:
         return dict(thing)
     if isinstance(thing, (list, tuple)):
         return dict(zip(getattr(thing, "_fields", range(len(thing))), thing))
-    ours = str(getattr(thing, "__module__", "")).startswith("fedlearn.")
+    if isinstance(thing, partial):
+        return {"func": thing.func, "args": thing.args, **thing.keywords}
+    if isinstance(thing, MethodType):
+        return {"self": thing.__self__, "function": thing.__func__}
     if isinstance(thing, FunctionType):
         cells = (c.cell_contents for c in thing.__closure__ or ())
         enclosed = dict(zip(thing.__code__.co_freevars, cells))
-        return enclosed if ours else {**enclosed, **_written(thing)}
-    if isinstance(thing, (type, nn.Module)) or (ours and not is_dataclass(thing)):
+        return enclosed if _ours(thing) else {**enclosed, **_written(thing)}
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return vars(thing)
+    if isinstance(thing, (type, nn.Module)) or _ours(type(thing)):
         return {}
-    try:
-        return dict(enumerate(thing.__reduce_ex__(2)))  # what pickle would keep of it
-    except TypeError:
-        return {}
+    call = getattr(type(thing), "__call__", None)  # noqa: B004 (its code, not whether it has one)
+    own = {"__call__": call} if isinstance(call, FunctionType) else {}
+    return {**getattr(thing, "__dict__", {}), **own}
 
 
-def _written(function: FunctionType) -> dict[Any, Any]:
-    """What stands in a student's function: constants, defaults, what it names beside it."""
-    code, world = function.__code__, function.__globals__
-    beside = {n: world[n] for n in code.co_names if isinstance(world.get(n), Number | FunctionType)}
-    consts = {f"constant {i}": c for i, c in enumerate(code.co_consts) if isinstance(c, PLAIN)}
-    more = {"defaults": function.__defaults__, "keywords": function.__kwdefaults__}
-    inner = [FunctionType(c, world) for c in code.co_consts if isinstance(c, CodeType)]
-    return {**beside, **consts, **more, "names": " ".join(code.co_names), "inner": inner}
+def _ours(thing: Any) -> bool:
+    return str(thing.__module__).startswith("fedlearn.")
+
+
+def _written(function: FunctionType) -> dict[str, Any]:
+    """What stands in a student's function: constants, operations, what it names beside it."""
+    defaults = {f"default {i}": v for i, v in enumerate(function.__defaults__ or ())}
+    inside = _code(function.__code__, function.__globals__, "")
+    return {**defaults, **(function.__kwdefaults__ or {}), **inside}
+
+
+def _code(code: CodeType, world: dict[str, Any], where: str) -> dict[str, Any]:
+    near = lambda v: isinstance(v, FunctionType) and v.__globals__ is world
+    beside = {n: world.get(n) for n in code.co_names}
+    parts = {n: v for n, v in beside.items() if isinstance(v, PLAIN[:-1]) or near(v)}
+    for i, c in enumerate(code.co_consts):
+        if isinstance(c, CodeType):
+            parts |= _code(c, world, f"{where}{i}.")
+        elif isinstance(c, PLAIN):
+            parts[f"constant {where}{i}"] = c
+    operations = code.co_code + repr(code.co_names).encode()
+    return parts | {f"code {where}".rstrip(): hashlib.sha256(operations).hexdigest()[:16]}
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
