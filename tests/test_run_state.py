@@ -396,7 +396,7 @@ def test_ctrl_c_at_every_fifth_line_of_the_run_loses_nothing(opcodes, step):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a `with` cut off
 def test_ctrl_c_at_every_line_that_writes_leaves_a_checkpoint_of_the_last_round(tmp_path):
-    """In checkpoint.py and partition/files.py too: the file is whole, and of the last round written down."""
+    """In checkpoint.py and files.py, too: the file is whole, and of the last round written down."""
     path, reference = tmp_path / "a", small()
     list(reference)
     with at_event(-1, (*BOOKS, *DISK)) as event:
