@@ -125,21 +125,18 @@ class History:
         columns = {k: list(map(_plain, column)) for k, column in self.columns.items()}
         return {"columns": columns, "stopped": self.stopped, "failed": self.failed}
 
-    def check(self, r: Round) -> None:
-        """Refuse a metric that is no number, or called like one of the history's own columns."""
-        for name, v in r.metrics.items():
-            rule = f"named otherwise than the history's own columns {', '.join(OWN)}"
-            check("History", "a metric", name, name not in OWN, rule, f"'test_{name}'")
+    def check(self, metrics: dict[str, Any], own: tuple[str, ...] = OWN) -> dict[str, Any]:
+        """The metrics; ValueError for one that is no number, or called like a column of our own."""
+        for name, v in metrics.items():
+            rule = f"named otherwise than the history's own columns {', '.join(own)}"
+            check("History", "a metric", name, name not in own, rule, f"'test_{name}'")
             rule = "a number; the history has one a round"
             check("History", f"metrics[{name!r}]", v, isinstance(_item(v), (int, float)), rule, 0.9)
+        return metrics
 
     def add(self, r: Round) -> None:
-        """Append one round; again, if Ctrl-C ended the first try.
-
-        Raises:
-            ValueError: If a metric is no number, or called like one of the history's own columns.
-        """
-        self.check(r)
+        """Append one round; again, if Ctrl-C ended the first try. ValueError as in check."""
+        self.check(r.metrics)
         self.theta = r.theta
         n = len(self)
         last = {k: v[n - 1] for k, v in self.columns.items()} if n else {}

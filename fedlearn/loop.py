@@ -16,7 +16,7 @@ from . import checkpoint as disk
 from .algorithms.base import Message, Reply, State, nbytes, payload
 from .checks import RoundFailed, whole
 from .diagnostics import describe
-from .history import Diverged, History, Round
+from .history import OWN, Diverged, History, Round
 from .participation import Call, uniform
 from .partition.files import write_whole
 from .recipe import Memories, Recipe, no_reply
@@ -163,22 +163,20 @@ class Run:
     ) -> Round:
         """The books of a round, the same for each: check theta, evaluate, write it down.
 
-        Raises:
-            Diverged: If theta is no longer finite; nothing of the round is kept.
+        Diverged if theta is no longer finite; nothing of the round is kept then.
         """
         t, theta, heard = self.t, state["theta"], len(p) > 0
         if not bool(theta.isfinite().all()):
             bad = ~reply["delta"].isfinite().all(1).cpu().numpy()
             raise Diverged(t, ctx.answered[bad].tolist(), self.history)
         if self.evaluate and ((t + 1) % self.every == 0 or self.ends(t + 1)):
-            metrics |= self.evaluate(theta)
+            metrics |= self.history.check(self.evaluate(theta), (*OWN, "epsilon", "staleness"))
         if self.account:
             metrics["epsilon"] = self.account.spent(t + 1)
         loss = float(p @ reply["loss"] / p.sum()) if heard else math.nan
         clock = float(reply["seconds"].max()) if heard and "seconds" in reply else math.nan
         who, delta, moved = ctx.answered, reply["delta"], (nbytes(message), payload(reply))
         r = Round(t, theta.clone(), who, delta, p, loss, *moved, metrics, ctx.called, clock)
-        self.history.check(r)
         self._done = r, state, memory  # from here on the round has happened, whatever comes
         self._settle()
         return r
@@ -243,8 +241,7 @@ class Run:
     def begin(self, checkpoint: Place, save_every: int, resume: "Place | Run | bool") -> "Run":
         """Go on where another run was, and write checkpoints, if asked for. -> self
 
-        Raises:
-            ValueError: If a file is damaged or of another recipe, or the state can't be written.
+        ValueError if a file is damaged or of another recipe, or the state can't be written.
         """
         whole("checkpoint", "save_every", save_every)
         if checkpoint is not None or resume is True:
@@ -296,8 +293,7 @@ def federate(
         A :class:`Run`, an iterator of :class:`Round`; nothing is trained before its first ``next``.
 
     Raises:
-        ValueError: At once, if a number is out of range, or a checkpoint damaged or of another
-            recipe.
+        ValueError: At once, if a number is out of range, a checkpoint damaged or of another recipe.
         Diverged: From the iterator, when a parameter becomes inf or NaN.
         RoundFailed: From the iterator, beyond ``skip``; ``next`` begins the next round. Whatever
             ends a round, the error carries ``history``.

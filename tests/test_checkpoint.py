@@ -693,7 +693,7 @@ for trial in range(kills):
         finally:
             os._exit(0)
     os.close(sink)
-    time.sleep(draw.random() * takes[kind] * 1.1)
+    time.sleep(draw.random() * takes[kind])
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     with os.fdopen(source) as file:
@@ -705,6 +705,7 @@ for trial in range(kills):
     assert run.t >= len(printed), f"{kind}: printed {printed}, the checkpoint has {run.t} rounds"
     assert run.t <= len(printed) + 1
     seen.append(run.t)
+    takes[kind] *= 0.85 if run.t == rounds else 1.15 if not run.t else 1.0  # how busy it is now
     list(run)
     assert runs.of_run(run) == references[kind], (trial, kind)
     left = len(list(folder.glob(f".{path.name}.*.tmp")))
@@ -724,10 +725,10 @@ def test_a_process_killed_at_100_random_moments_loses_no_round(tmp_path, record_
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
-    assert len(seen) == 100 and len(set(seen)) > 5, seen  # it died in many different rounds
+    assert len(seen) == 100 and len(set(seen)) > 4, seen  # it died in many different rounds
     middle = sum(0 < t < 8 for t in seen)
     record_property("measured", f"100 SIGKILLs, {middle} in the midst of a run: no round lost")
-    assert middle > 10, seen  # how many depends on the machine
+    assert middle > 25
 
 
 def test_resumed_methods_are_all_of_the_battery():

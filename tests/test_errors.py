@@ -268,7 +268,7 @@ BAD = {
         lambda: rounds(cohort=0), ["federate", "cohort", "from 1", "got 0", "e.g. cohort=1"],
     ),
     "cohort larger than the population": (
-        lambda: rounds(cohort=3), ["federate", "cohort", "2 clients", "got 3", "e.g. cohort=1"],
+        lambda: rounds(cohort=3), ["federate", "cohort", "from 1 to 2", "got 3", "e.g. cohort=1"],
     ),
     "cohort as a fraction": (
         lambda: rounds(cohort=0.5), ["federate", "cohort", "integer", "got 0.5", "e.g. cohort=1"],

@@ -144,6 +144,29 @@ def test_a_round_may_be_added_twice_if_the_first_try_was_cut_off():
     assert cut == whole and cut.theta is r.theta
 
 
+@pytest.mark.parametrize("name", ["round", "bytes", "train_loss", "seconds", "m"])
+@pytest.mark.parametrize("behind", [False, True])
+def test_ctrl_c_at_any_column_of_a_round(name, behind):
+    class Cut(list):
+        def __setitem__(self, key, value):
+            if behind:
+                super().__setitem__(key, value)
+            cut.columns[name] = list(self)
+            raise KeyboardInterrupt
+
+    whole, cut = History(), History()
+    for t in range(2):
+        r = round_(t, metrics={"m": t / 3}, seconds=0.5)
+        whole.add(r)
+        if t:
+            cut.columns[name] = Cut(cut.columns[name])
+            with pytest.raises(KeyboardInterrupt):
+                cut.add(r)
+        if len(cut) == t:  # as a run does, see Run._settle
+            cut.add(r)
+    assert cut == whole and torch.equal(cut.theta, whole.theta)
+
+
 # -- there and back --------------------------------------------------------------------------------
 
 

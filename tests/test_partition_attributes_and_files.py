@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,16 +193,14 @@ def test_a_save_that_breaks_leaves_the_old_file(tmp_path, monkeypatch, breaks):
     partition.save([np.array([0])], path)
     before = path.read_bytes()
 
-    def half(self, text, **kw):
-        with open(self, "w") as file:
-            file.write(text[: len(text) // 2])
+    def full(handle):
         raise OSError(28, "No space left on device")
 
     def no(*args):
         raise OSError(13, "Permission denied")
 
     if breaks == "write":
-        monkeypatch.setattr(Path, "write_text", half)
+        monkeypatch.setattr(os, "fsync", full)  # all of it is written, to the temporary file
     else:
         monkeypatch.setattr(os, "replace", no)
     with pytest.raises(OSError):

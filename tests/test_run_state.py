@@ -25,6 +25,7 @@ from fedlearn.algorithms import fedavg
 from fedlearn.flower import GridClients, client_app
 from fedlearn.model import softmax_regression
 from fedlearn.participation import dropouts, uniform
+from fedlearn.partition import files
 from fedlearn.privacy.secure_aggregation import TooFew, secure_mean
 from fedlearn.transform import After, chain, clip
 
@@ -353,7 +354,7 @@ class at_event:
 
 
 BOOKS = tuple(str(Path(loop_file.__file__).with_name(f)) for f in ("loop.py", "history.py"))
-DISK = tuple(str(Path(loop_file.__file__).with_name(f)) for f in ("checkpoint.py", "files.py"))
+DISK = (str(Path(loop_file.__file__).with_name("checkpoint.py")), files.__file__)
 FINE = ("__next__", "_next", "_settle", "add", "loop")
 
 
@@ -395,7 +396,7 @@ def test_ctrl_c_at_every_fifth_line_of_the_run_loses_nothing(opcodes, step):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a `with` cut off
 def test_ctrl_c_at_every_line_that_writes_leaves_a_checkpoint_of_the_last_round(tmp_path):
-    """In checkpoint.py and files.py too: the file is whole, and of the last round written down."""
+    """In checkpoint.py and files.py, too: the file is whole, and of the last round written down."""
     path, reference = tmp_path / "a", small()
     list(reference)
     with at_event(-1, (*BOOKS, *DISK)) as event:
@@ -561,8 +562,6 @@ def test_an_error_of_the_users_evaluate_keeps_the_rounds_before(kind, tmp_path):
 
 
 def test_a_full_disk_keeps_the_history_and_the_run(tmp_path, monkeypatch):
-    from fedlearn.partition import files
-
     run, real, full = start("scaffold", checkpoint=tmp_path / "a"), files.os.fsync, {"now": False}
 
     def fsync(handle):
@@ -589,8 +588,6 @@ def test_a_full_disk_keeps_the_history_and_the_run(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_on_a_full_disk_is_still_ctrl_c(tmp_path, monkeypatch):
-    from fedlearn.partition import files
-
     run = start("scaffold", checkpoint=tmp_path / "a")
     next(run)
 
