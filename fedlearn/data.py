@@ -1,7 +1,5 @@
 """Examples: data sets in the wheel, made up, and through torchvision."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import re

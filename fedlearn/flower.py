@@ -4,8 +4,6 @@ The loop, the method and the pipeline stay as they are: :class:`GridClients` tak
 ``Simulated``, and :func:`client_app` is what runs beside the data.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Callable
 from typing import Any

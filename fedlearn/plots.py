@@ -4,8 +4,6 @@ One look for the whole course: this run blue and solid, the last run grey and da
 one place black and dotted, clients in the Okabe-Ito order; no difference by colour alone.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager

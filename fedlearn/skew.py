@@ -4,8 +4,6 @@ A partition decides who holds what; these functions then change the examples of 
 takes one number a client and returns changed copies: (x, parts, amount (N,)) -> x.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Poisoned data put it in, a boost makes one client enough. A *trigger* is a funct
 x (n, ...) -> (n, ...): :func:`stamp` for pictures.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -7,8 +7,6 @@ is a measurement. ``sign_flip`` and ``gaussian`` don't look; ``label_flip`` chan
 else.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist

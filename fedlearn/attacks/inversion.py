@@ -6,8 +6,6 @@ examples, a function ``send(x, y)`` as :mod:`fedlearn.attacks.messages` makes it
 a better prior may. How it is searched: :mod:`fedlearn.attacks.search`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 

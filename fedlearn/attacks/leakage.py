@@ -3,8 +3,6 @@
 A server that keeps to the protocol sees exactly these numbers, and needs no more than these lines.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

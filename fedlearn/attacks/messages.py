@@ -4,8 +4,6 @@ The attacker's knowledge: the model, theta and the protocol are the server's own
 know are x and y.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

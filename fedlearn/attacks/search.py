@@ -1,7 +1,5 @@
 """How an attacker searches: two optimisers, what they lower, and what is checked first."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 Values start on the slider's step grid: the browser would otherwise send a corrected one back.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

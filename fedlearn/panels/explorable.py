@@ -1,7 +1,5 @@
 """Controls at the left, pictures at the right, a thread behind: what every live lesson is."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import threading

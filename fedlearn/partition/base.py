@@ -1,7 +1,5 @@
 """What a partition is, how it is checked, summarised, saved and loaded again."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

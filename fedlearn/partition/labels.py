@@ -1,7 +1,5 @@
 """Skewed labels: the two Dirichlets, and uneven labels with uneven sizes."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from .base import Parts, _classes, _count, _positive, _top_up

@@ -1,7 +1,5 @@
 """Splits that need no mix of labels: even, sorted, by count of labels, by size, by attribute."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from .base import Parts, _check, _classes, _count, _positive, _top_up

@@ -5,8 +5,6 @@ noisy share of those that were, and moves S. Update and bit are one vector, cut 
 one, so the round is one Gaussian mechanism and costs what its z costs.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

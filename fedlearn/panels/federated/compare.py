@@ -1,7 +1,5 @@
 """A and B: two runs side by side that share everything but one setting."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any

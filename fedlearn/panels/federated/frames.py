@@ -3,8 +3,6 @@
 The one file of the panels that calls the federated loop.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """The panel of the course: a federated run under the hand."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

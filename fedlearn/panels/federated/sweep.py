@@ -1,7 +1,5 @@
 """A map of final accuracy over two settings, filled in cell by cell."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

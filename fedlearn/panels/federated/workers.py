@@ -4,8 +4,6 @@ A worker is a Python of its own (threads would share one interpreter: two were s
 starts while this thread computes the first cells, and stays for the next sweep. No widgets here.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import functools

@@ -1,7 +1,5 @@
 """A bar a client."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

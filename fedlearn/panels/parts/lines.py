@@ -1,7 +1,5 @@
 """Where models of a plane draw the line between classes: numbers for a picture, no widgets."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any

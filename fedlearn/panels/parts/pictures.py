@@ -1,7 +1,5 @@
 """Small multiples of grey pictures: an example, and what an attacker makes of its gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -5,8 +5,6 @@ masks cancel in the sum. Shares of every secret lie with the others: t of them o
 answered, or the key of those who dropped out, never both of one client.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 

@@ -5,8 +5,6 @@ the small number's digits. On a clock of 2**32 hours every hour is as likely as 
 adding is exact.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ advertised. A round that is given up and begun anew, with the same number and th
 another attempt, and nothing of the first counts in it.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256

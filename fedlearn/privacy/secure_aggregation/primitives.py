@@ -9,8 +9,6 @@ operating system, never from a seed.
 ``attempt`` is the SHA-256 of the attempt's keys: another of any gives an unrelated key.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 from functools import cache

@@ -1,7 +1,5 @@
 """The server's side of secure aggregation: what it checks, adds up and opens."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 

@@ -1,7 +1,5 @@
 """Secure aggregation as stages of the federated loop's pipeline."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
