@@ -6,11 +6,7 @@ from .base import Parts, _classes, _count, _positive, _top_up
 
 
 def dirichlet_label(
-    labels: np.ndarray,
-    n_clients: int,
-    rng: np.random.Generator,
-    alpha: float,
-    min_size: int = 1,
+    labels: np.ndarray, n_clients: int, rng: np.random.Generator, alpha: float, min_size: int = 1
 ) -> Parts:
     """Deal each label out over the clients in proportions drawn from a symmetric Dirichlet.
 

@@ -15,12 +15,7 @@ GRID = 48  # nodes a side where the models are asked
 
 
 def boundary_scene(
-    task: Task,
-    theta: Tensor,
-    thetas: Tensor | Sequence[Tensor],
-    x: Tensor,
-    y: Tensor,
-    owner: Any,
+    task: Task, theta: Tensor, thetas: Tensor | Sequence[Tensor], x: Tensor, y: Tensor, owner: Any
 ) -> dict[str, Any]:
     """What :class:`~fedlearn.panels.Boundary` draws.
 

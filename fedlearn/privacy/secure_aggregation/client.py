@@ -67,12 +67,7 @@ class Client:
     """
 
     def __init__(
-        self,
-        number: int,
-        round: int,
-        identity: Any,
-        directory: Mapping[int, bytes],
-        threshold: int,
+        self, number: int, round: int, identity: Any, directory: Mapping[int, bytes], threshold: int
     ):
         self.number, self.round, self.threshold = number, round, threshold
         self._identity, self._directory = identity, directory
