@@ -157,12 +157,7 @@ def contours(
         True
     """
     a, b = np.meshgrid(np.linspace(*span[:2], 120), np.linspace(*span[2:], 120))
-    look: dict[str, Any] = {
-        "colors": color,
-        "linestyles": [linestyle],
-        "linewidths": 1,
-        "alpha": 0.7,
-    }
+    look: Any = {"colors": color, "linestyles": [linestyle], "linewidths": 1, "alpha": 0.7}
     out = ax.contour(a, b, f(a, b), levels=levels, **look)
     ax.set(xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", aspect="equal")
     return out

@@ -194,16 +194,15 @@ def test_a_save_that_breaks_leaves_the_old_file(tmp_path, monkeypatch, breaks):
     partition.save([np.array([0])], path)
     before = path.read_bytes()
 
-    def half(self, text, **kw):
-        with open(self, "w") as file:
-            file.write(text[: len(text) // 2])
+    def half(handle):
+        os.ftruncate(handle, 9)
         raise OSError(28, "No space left on device")
 
     def no(*args):
         raise OSError(13, "Permission denied")
 
     if breaks == "write":
-        monkeypatch.setattr(Path, "write_text", half)
+        monkeypatch.setattr(os, "fsync", half)
     else:
         monkeypatch.setattr(os, "replace", no)
     with pytest.raises(OSError):
