@@ -76,7 +76,7 @@ def dlg(
     distance = search.relative("dlg", target)
     loss = lambda: distance(send(x, logits.softmax(-1)))
     now = lambda: (x.detach().clone(), logits.detach().softmax(-1))
-    return search.lbfgs("dlg", loss, [x, logits], now, steps, enough)
+    return search.lbfgs(loss, [x, logits], now, steps, enough)
 
 
 def idlg(
@@ -119,7 +119,7 @@ def idlg(
     x = search.start(numpy_rng(seed, Use.GUESS, restart), shape, target)
     distance = search.relative("idlg", target)
     now = lambda: (x.detach().clone(), y)
-    return search.lbfgs("idlg", lambda: distance(send(x, y)), [x], now, steps, enough)
+    return search.lbfgs(lambda: distance(send(x, y)), [x], now, steps, enough)
 
 
 def invert_cosine(

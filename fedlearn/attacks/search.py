@@ -28,7 +28,6 @@ class Guess(NamedTuple):
 
 
 def lbfgs(
-    name: str,
     loss: Callable[[], Tensor],
     variables: list[Tensor],
     now: Callable[[], tuple[Tensor, Tensor]],
@@ -93,8 +92,11 @@ def relative(name: str, target: Tensor) -> Callable[[Tensor], Tensor]:
 
 def as_long_as(name: str, g: Tensor, target: Tensor) -> Tensor:
     """g, if it has the target's length."""
-    got, rule = tuple(target.shape), f"of the length of the client's message, {tuple(g.shape)}"
-    check(name, "target", got, g.shape == target.shape, rule, "send(x, y)")
+    if g.shape != target.shape:
+        raise ValueError(
+            f"{name}: target must have the length of the client's message, {tuple(g.shape)}, got "
+            f"{tuple(target.shape)}, e.g. send(x, y)"
+        )
     return g
 
 
@@ -107,9 +109,11 @@ def variation(shape: Sequence[int], picture: tuple[int, int] | None) -> Callable
     """TV: the mean absolute difference of neighbouring pixels, down and across."""
     h, w = picture or tuple(shape)[-2:]
     pixels = math.prod(shape[1:])
-    good = h >= 2 and w >= 2 and (len(shape) >= 3 or bool(picture)) and pixels % (h * w) == 0
-    rule = f"(h, w) for total variation needs pictures, and fill an example of {pixels} numbers"
-    check("invert_cosine", "picture", picture, good, rule, (8, 8))
+    if h < 2 or w < 2 or (len(shape) < 3 and not picture) or pixels % (h * w):
+        raise ValueError(
+            "invert_cosine: total variation needs pictures: picture must be (h, w) and fill an "
+            f"example of {pixels} numbers, got {picture}, e.g. picture=(8, 8)"
+        )
 
     def variation(x: Tensor) -> Tensor:
         v = x.reshape(-1, h, w)
