@@ -308,9 +308,6 @@ def _tensors(part) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
     return x.flatten(1).float().div_(255), torch.as_tensor(part.targets)
 
 
-# -- what is refused before the first round --------------------------------------------------------
-
-
 def check_population(
     name: str, task: Task | None, x: Tensor, y: Tensor, parts: Sequence[np.ndarray]
 ) -> None:

@@ -93,8 +93,6 @@ class Explorable:
             if has_value(c):
                 c.observe(self._moved, "value")
 
-    # -- what lessons use -----------------------------------------------------------------------
-
     def values(self) -> dict[str, Any]:
         """The controls' values, by name: what ``make`` is called with."""
         return {k: value_of(c) for k, c in self.controls.items() if has_value(c)}
