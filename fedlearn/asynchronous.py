@@ -1,7 +1,5 @@
 """Asynchronous rounds, event by event on the simulated clock: FedBuff and FedAsync."""
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Callable, Iterator
 from copy import copy

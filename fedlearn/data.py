@@ -1,7 +1,5 @@
 """Examples: data sets in the wheel, made up, and through torchvision."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import re
@@ -16,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .checks import not_negative, whole
 from .rng import Use, numpy_rng
 from .task import Task, cross_entropy
 
@@ -88,7 +87,7 @@ def load(
             known = ", ".join((*_SMALL, *_TORCHVISION))
             raise ValueError(f"load: unknown data set {asked!r}; known are {known}, e.g. 'digits'")
     if name in _SMALL:
-        return _split(name, *_SMALL[name](seed), seed=seed)
+        return _split(name, _SMALL[name](seed), seed)
     try:
         return _torchvision(name, folder)
     except FileNotFoundError as missing:
@@ -142,16 +141,8 @@ _SMALL: dict[str, Callable[[int], _Small]] = {
 }
 
 
-def _split(
-    name: str,
-    x: np.ndarray,
-    y: np.ndarray,
-    classes: int,
-    shape: tuple[int, ...],
-    about: str,
-    *,
-    seed: int,
-) -> Dataset:
+def _split(name: str, small: _Small, seed: int) -> Dataset:
+    x, y, classes, shape, about = small
     order = numpy_rng(seed, Use.SPLIT).permutation(len(y))
     test, train = np.split(order, [-(-len(y) // 5)])
     xs = torch.from_numpy(np.asarray(x, np.float32))
@@ -178,16 +169,13 @@ def synthetic(
     differ, at (0, 0) too, is that every client draws W_k and b_k for itself.
 
     Args:
-        alpha: Variance of u_k, >= 0.
-        beta: Variance of B_k, >= 0.
-        n_clients: N; 30 in the paper.
+        alpha: Variance of u_k, >= 0, else ValueError.
+        beta: Variance of B_k, >= 0, else ValueError.
+        n_clients: N >= 1, else ValueError; 30 in the paper.
         seed: Of all draws. Client k's depend on (seed, k) alone, its sizes not on alpha and beta.
 
     Returns:
         The :class:`Dataset`, all clients' test examples in one test set, and N index arrays.
-
-    Raises:
-        ValueError: If a number is out of range.
 
     Example:
         >>> made_up, parts = synthetic(1, 1)
@@ -202,14 +190,9 @@ def synthetic(
     code takes beta for the standard deviation, which is another number unless it is 0 or 1. (Nine
     in ten for training is the code's; the paper says eight.)
     """
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 <= value < np.inf:
-            raise ValueError(f"synthetic: {name} must be >= 0 and finite, got {value!r}, e.g. 0.5")
-    whole = isinstance(n_clients, (int, np.integer)) and not isinstance(n_clients, bool)
-    if not whole or n_clients < 1:
-        raise ValueError(
-            f"synthetic: n_clients must be an integer >= 1, got {n_clients!r}, e.g. 30"
-        )
+    not_negative("synthetic", "alpha", alpha, 0.5)
+    not_negative("synthetic", "beta", beta, 0.5)
+    whole("synthetic", "n_clients", n_clients, example=30)
     clients = [_synthetic_client(alpha, beta, seed, k) for k in range(n_clients)]
     cuts = [len(y) - len(y) // 10 for _, y in clients]  # the rest is for testing
     x, x_test, y, y_test = (
@@ -289,9 +272,7 @@ class _Damaged(Exception):
 
 
 # what torchvision raises when it reads a file that is cut, empty or another
-_DAMAGED = (
-    _Damaged, AssertionError, ValueError, TypeError, KeyError, EOFError, pickle.PickleError
-)  # fmt: skip
+_DAMAGED = (_Damaged, AssertionError, ValueError, TypeError, KeyError, EOFError, pickle.PickleError)
 
 
 def _read(dataset, root: Path, train: bool):  # type: ignore[no-untyped-def]
@@ -325,9 +306,6 @@ def _tensors(part) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
     if x.dim() == 4:  # CIFAR: channels last
         x = x.permute(0, 3, 1, 2)
     return x.flatten(1).float().div_(255), torch.as_tensor(part.targets)
-
-
-# -- what is refused before the first round --------------------------------------------------------
 
 
 def check_population(

@@ -4,8 +4,6 @@ The loop, the method and the pipeline stay as they are: :class:`GridClients` tak
 ``Simulated``, and :func:`client_app` is what runs beside the data.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from .algorithms import Message as Broadcast
 from .algorithms import Reply
-from .checks import RoundFailed
+from .checks import RoundFailed, check
 from .recipe import Memories, Recipe, client_step, no_reply, shards_of
 from .transform import Context
 
@@ -69,9 +67,8 @@ def client_app(load: Load) -> ClientApp:
         shards = shards_of(recipe, x, y, {me: rows}, ctx)
         reply, kept = client_step(recipe, unpack(content["message"]), shards, before, ctx)
         _remember(context.state, config, kept)
-        return Message(
-            content=RecordDict({"reply": pack({k: v[0] for k, v in reply.items()})}), reply_to=msg
-        )
+        own = pack({k: v[0] for k, v in reply.items()})
+        return Message(content=RecordDict({"reply": own}), reply_to=msg)
 
     return app
 
@@ -97,12 +94,10 @@ def _recall(state: Any, recipe: Recipe, config: Any) -> Memories:
 
 def _remember(state: Any, config: Any, memory: Memories) -> None:
     """Keep what is new beside what it came from: the round may fail elsewhere and be lost."""
-    run, flat = (
-        str(config["run"]),
-        {f"{i}.{k}": v for i, m in enumerate(memory) for k, v in m.items()},
-    )
+    flat = {f"{i}.{k}": v for i, m in enumerate(memory) for k, v in m.items()}
     if not flat:
         return
+    run = str(config["run"])
     for key in [k for k in state if k.startswith(f"{run} ") and k != f"{run} {config['since']}"]:
         del state[key]
     state[f"{run} {config['round']}"] = pack(flat)
@@ -138,11 +133,9 @@ class GridClients:
     def __init__(
         self, recipe: Recipe, grid: Any, node_of: dict[int, int], timeout: float | None = None
     ):
-        if sorted(node_of) != list(range(len(node_of))) or not node_of:
-            raise ValueError(
-                f"GridClients: node_of must number the clients 0..N-1, got {sorted(node_of)}, "
-                f"e.g. dict(enumerate(grid.get_node_ids()))"
-            )
+        good, example = node_of and {*node_of} == {*range(len(node_of))}, "{0: 100, 1: 101}"
+        rule = "one node for each client 0..N-1"
+        check("GridClients", "node_of", sorted(node_of), bool(good), rule, example)
         self.recipe, self.grid, self.node_of = recipe, grid, node_of
         self.timeout, self.count = timeout, len(node_of)
 

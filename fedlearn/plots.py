@@ -4,8 +4,6 @@ One look for the whole course: this run blue and solid, the last run grey and da
 one place black and dotted, clients in the Okabe-Ito order; no difference by colour alone.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -159,12 +157,7 @@ def contours(
         True
     """
     a, b = np.meshgrid(np.linspace(*span[:2], 120), np.linspace(*span[2:], 120))
-    look: dict[str, Any] = {
-        "colors": color,
-        "linestyles": [linestyle],
-        "linewidths": 1,
-        "alpha": 0.7,
-    }
+    look: Any = {"colors": color, "linestyles": [linestyle], "linewidths": 1, "alpha": 0.7}
     out = ax.contour(a, b, f(a, b), levels=levels, **look)
     ax.set(xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", aspect="equal")
     return out

@@ -4,14 +4,13 @@ A partition decides who holds what; these functions then change the examples of 
 takes one number a client and returns changed copies: (x, parts, amount (N,)) -> x.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import check
 from .rng import Use, numpy_rng
 
 
@@ -23,11 +22,8 @@ def rotate(
     Args:
         x: (n, features) pictures lying flat. A changed copy is returned.
         parts: N index arrays.
-        degrees: (N,) angles.
-        shape: Of one picture, ``Dataset.shape``.
-
-    Raises:
-        ValueError: If there are no pictures of this shape, or not one finite number a client.
+        degrees: (N,) finite angles, else ValueError.
+        shape: Of one picture, ``Dataset.shape``; ValueError if x has no such pictures.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0, 0.0, 0.0]])  # a picture of 2x2, its top left is 1
@@ -44,11 +40,9 @@ def rotate(
         raise ValueError(
             f"rotate: needs pictures, got examples of shape {shape}, e.g. data.load('digits')"
         )
-    if x.dim() != 2 or x.shape[1] != np.prod(shape):
-        raise ValueError(
-            f"rotate: x must be pictures of shape {shape} lying flat, got {tuple(x.shape)}, "
-            f"e.g. x.flatten(1)"
-        )
+    flat = x.dim() == 2 and x.shape[1] == np.prod(shape)
+    rule = f"pictures of shape {shape} lying flat"
+    check("rotate", "x", tuple(x.shape), flat, rule, "x.flatten(1)")
 
     def turn(own: Tensor, angle: float) -> Tensor:
         pictures = own.unflatten(1, shape if len(shape) == 3 else (1, *shape))
@@ -75,8 +69,7 @@ def add_noise(x: Tensor, parts: list[np.ndarray], std: Sequence[float], seed: in
     Reference:
         Li, Diao, Chen, He, 2022, NIID-Bench, §IV-B: client k gets noise of variance sigma * k / N.
     """
-    if any(s < 0 for s in std):
-        raise ValueError(f"add_noise: std must be >= 0, got {min(std)}, e.g. [0.0, 0.1]")
+    check("add_noise", "std", min(std, default=0), not any(s < 0 for s in std), ">= 0", [0.0, 0.1])
     draws = iter(numpy_rng(seed, Use.SKEW, k) for k in range(len(parts)))
 
     def blur(own: Tensor, s: float) -> Tensor:
@@ -100,12 +93,9 @@ def brighten(x: Tensor, parts: list[np.ndarray], factor: Sequence[float]) -> Ten
     """
     from torchvision.transforms.v2 import functional
 
-    if any(f < 0 for f in factor):
-        raise ValueError(f"brighten: factor must be >= 0, got {min(factor)}, e.g. [1.0, 0.5]")
-
-    def shine(own: Tensor, f: float) -> Tensor:
-        return functional.adjust_brightness(own[:, None, None], f)[:, 0, 0]
-
+    good = not any(f < 0 for f in factor)
+    check("brighten", "factor", min(factor, default=0), good, ">= 0", [1.0, 0.5])
+    shine = lambda own, f: functional.adjust_brightness(own[:, None, None], f)[:, 0, 0]
     return _each("brighten", x, parts, factor, shine)
 
 
@@ -127,11 +117,8 @@ def swap_labels(
         Kairouz et al., 2021, "Advances and open problems in federated learning", §3.1 ("same
         features, different label").
     """
-    if len(pairs) != len(parts):
-        raise ValueError(
-            f"swap_labels: needs a pair or None for each of {len(parts)} clients, got "
-            f"{len(pairs)}, e.g. [(4, 9)] + [None] * {len(parts) - 1}"
-        )
+    N, rule = len(parts), f"a pair or None for each of {len(parts)} clients"
+    check("swap_labels", "pairs", len(pairs), len(pairs) == N, rule, f"[(4, 9)] + [None] * {N - 1}")
     out = y.clone()
     for own, pair in zip(parts, pairs, strict=True):
         if pair is not None:

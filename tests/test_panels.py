@@ -16,9 +16,8 @@ import ipywidgets as W
 import numpy as np
 import pytest
 import torch
-from fedlearn.federate import Diverged, History, federate
 
-from fedlearn import plots
+from fedlearn import Diverged, History, federate, plots
 from fedlearn.panels import (
     Curve,
     Dots,

@@ -193,14 +193,15 @@ def test_a_save_that_breaks_leaves_the_old_file(tmp_path, monkeypatch, breaks):
     partition.save([np.array([0])], path)
     before = path.read_bytes()
 
-    def full(handle):
+    def half(handle):
+        os.ftruncate(handle, 9)
         raise OSError(28, "No space left on device")
 
     def no(*args):
         raise OSError(13, "Permission denied")
 
     if breaks == "write":
-        monkeypatch.setattr(os, "fsync", full)  # all of it is written, to the temporary file
+        monkeypatch.setattr(os, "fsync", half)
     else:
         monkeypatch.setattr(os, "replace", no)
     with pytest.raises(OSError):

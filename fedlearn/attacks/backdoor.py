@@ -4,8 +4,6 @@ Poisoned data put it in, a boost makes one client enough. A *trigger* is a funct
 x (n, ...) -> (n, ...): :func:`stamp` for pictures.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 
@@ -69,16 +67,12 @@ def poison(
         x: (n, ...) examples.
         y: (n,) classes. Changed copies of x and y are returned.
         parts: N index arrays.
-        attackers: Numbers of the clients that do it.
+        attackers: Different numbers of the clients that do it, else ValueError.
         trigger: x (m, ...) -> (m, ...), e.g. ``lambda x: stamp(x, (8, 8))``.
-        target: The label to be seen wherever the trigger is, an integer >= 0.
-        share: Of each attacker's examples, > 0 and <= 1; at least one. The rest keeps the model
-            good at its work, so that nobody notices.
+        target: The label to be seen wherever the trigger is, an integer >= 0, else ValueError.
+        share: Of each attacker's examples, > 0 and <= 1, else ValueError; at least one. The rest
+            keeps the model good at its work, so that nobody notices.
         seed: Which examples of client k are taken depends on (seed, k) alone.
-
-    Raises:
-        ValueError: If the attackers are not different numbers of clients, or a number is out of
-            range.
 
     Example:
         >>> import torch

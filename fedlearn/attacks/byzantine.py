@@ -7,8 +7,6 @@ is a measurement. ``sign_flip`` and ``gaussian`` don't look; ``label_flip`` chan
 else.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
@@ -38,13 +36,9 @@ class Byzantine:
     Args:
         clients: Whom to wrap, e.g. ``Simulated``; or another ``Byzantine``, for attackers of a
             second kind, who see what those of the first kind send.
-        attackers: Numbers of the clients that attack, e.g. ``range(2)``.
+        attackers: Different numbers of the clients that attack, e.g. ``range(2)``, else ValueError.
         attack: What they send instead, e.g. ``sign_flip(5.0)``. Its ``ctx.answered`` are the
-            attackers of this round.
-
-    Raises:
-        ValueError: If ``attackers`` are not different numbers of clients; from the round, if the
-            attack returns another shape.
+            attackers of this round, which raises ValueError if it returns another shape.
 
     Example:
         >>> from fedlearn import algorithms, model
@@ -232,12 +226,8 @@ def label_flip(
     Args:
         y: (n,) classes. A changed copy is returned.
         parts: N index arrays.
-        attackers: Numbers of the clients that do it.
-        classes: C.
-
-    Raises:
-        ValueError: If the attackers are not different numbers of clients, or a label of theirs is
-            not in 0..C-1.
+        attackers: Different numbers of the clients that do it, else ValueError.
+        classes: C; ValueError if a label of theirs is not in 0..C-1.
 
     Example:
         >>> parts = [np.array([0, 1]), np.array([2])]
@@ -260,8 +250,7 @@ def label_flip(
 def _attackers(name: str, attackers: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
     """(f,) different client numbers, ascending."""
     given = list(attackers)
-    whole = all(isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in given)
-    good = whole and all(0 <= k < count for k in given) and len(set(given)) == len(given)
+    good = all(is_whole(k, 0, count - 1) for k in given) and len(set(given)) == len(given)
     rule = f"different client numbers from 0 to {count - 1}"
     check(name, "attackers", given, good, rule, list(range(min(2, count))))
     return np.array(sorted(given), dtype=np.int64)

@@ -6,8 +6,6 @@ examples, a function ``send(x, y)`` as :mod:`fedlearn.attacks.messages` makes it
 a better prior may. How it is searched: :mod:`fedlearn.attacks.search`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -78,7 +76,7 @@ def dlg(
     distance = search.relative("dlg", target)
     loss = lambda: distance(send(x, logits.softmax(-1)))
     now = lambda: (x.detach().clone(), logits.detach().softmax(-1))
-    return search.lbfgs("dlg", loss, [x, logits], now, steps, enough)
+    return search.lbfgs(loss, [x, logits], now, steps, enough)
 
 
 def idlg(
@@ -121,7 +119,7 @@ def idlg(
     x = search.start(numpy_rng(seed, Use.GUESS, restart), shape, target)
     distance = search.relative("idlg", target)
     now = lambda: (x.detach().clone(), y)
-    return search.lbfgs("idlg", lambda: distance(send(x, y)), [x], now, steps, enough)
+    return search.lbfgs(lambda: distance(send(x, y)), [x], now, steps, enough)
 
 
 def invert_cosine(
@@ -178,9 +176,8 @@ def invert_cosine(
     x = search.start(numpy_rng(seed, Use.GUESS, restart), shape, target)
 
     def loss() -> Tensor:
-        out = 1 - torch.cosine_similarity(
-            search.as_long_as("invert_cosine", send(x, y), target), target, dim=0
-        )
+        g = search.as_long_as("invert_cosine", send(x, y), target)
+        out = 1 - torch.cosine_similarity(g, target, dim=0)
         return out + tv * smooth(x) if smooth else out
 
     return search.signed_adam(loss, x, y, steps, lr)
@@ -193,11 +190,8 @@ def best(
 
     Args:
         attack: restart -> a search, e.g. ``lambda r: dlg(send, g, (1, 64), 10, restart=r)``.
-        restarts: How many starts at most.
+        restarts: How many starts at most, >= 1; ValueError if not, or if no loss was finite.
         enough: No further start when the loss is at or below it.
-
-    Raises:
-        ValueError: If ``restarts`` is no integer >= 1, or no start gave a finite loss.
 
     Example:
         >>> searches = [[3.0, 2.0], [4.0, 1.0]]
@@ -228,10 +222,8 @@ def match(guess: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     that the errors' sum is smallest (the Hungarian method).
 
     Args:
-        guess, truth: (B, ...) both, else ValueError.
-
-    Returns:
-        errors (B,), and order (B,): ``guess[order[i]]`` belongs to ``truth[i]``.
+        guess, truth: (B, ...) both, else ValueError. -> errors (B,), and order (B,):
+            ``guess[order[i]]`` belongs to ``truth[i]``.
 
     Example:
         >>> truth = torch.tensor([[0.0, 0.0], [1.0, 1.0]])

@@ -3,8 +3,6 @@
 A server that keeps to the protocol sees exactly these numbers, and needs no more than these lines.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,8 +12,6 @@ import torch
 from torch import Tensor
 
 from ..checks import check, whole
-
-# -- from a gradient ------------------------------------------------------------------------------
 
 
 def invert_linear(
@@ -138,12 +134,10 @@ def label_counts(bias_grad: Tensor, batch: int, expected: Tensor | None = None) 
 
     Args:
         bias_grad: ∂L/∂b (C,).
-        batch: B, how many examples the gradient averages.
+        batch: B >= 1, how many examples the gradient averages, else ValueError.
         expected: What the attacker knows of the softmax from examples of its own: its mean (C,), or
-            its mean for each label (C, C), a row a label. None for 1/C.
-
-    Raises:
-        ValueError: If B is no integer >= 1, or ``expected`` holds no probabilities.
+            its mean for each label (C, C), a row a label. None for 1/C. ValueError if
+            these are no probabilities.
 
     Example:
         >>> label_counts(torch.tensor([1 / 3 - 0.5, 1 / 3, 1 / 3 - 0.5]), batch=4)
@@ -191,9 +185,6 @@ def _whole(n: Tensor, total: int) -> Tensor:
     return counts.long()
 
 
-# -- from a model ---------------------------------------------------------------------------------
-
-
 class Membership(NamedTuple):
     """What a loss threshold tells about who was trained on.
 
@@ -216,15 +207,12 @@ def membership(members: Tensor, others: Tensor, threshold: float | None = None) 
     """Membership inference by a loss threshold: what a model fits well, it was trained on.
 
     Args:
-        members: (m,) losses of training examples.
+        members: (m,) losses of training examples; ValueError if a group is empty or a loss NaN.
         others: (n,) losses of examples that were not trained on, from the same population.
         threshold: Losses at or below it are called members, e.g. the mean training loss, which
             servers often publish. None: the threshold with the largest advantage on these very
             losses, an upper bound of what any threshold reaches on them (the two-sample
             Kolmogorov-Smirnov distance, one-sided). It is above 0 without any signal, too.
-
-    Raises:
-        ValueError: If a group is empty or a loss is NaN.
 
     Example:
         >>> found = membership(torch.tensor([0.1, 0.2, 0.9]), torch.tensor([0.3, 0.8, 2.0]))
@@ -247,10 +235,8 @@ def membership(members: Tensor, others: Tensor, threshold: float | None = None) 
     auc = 1 - below.sum() / 2 / (len(a) * len(b))
     if threshold is None:
         cuts = np.concatenate([[-math.inf], a])  # between two members the others only add up
-        gain = np.searchsorted(a, cuts, "right") / len(a) - np.searchsorted(b, cuts, "right") / len(
-            b
-        )
-        threshold = float(cuts[gain.argmax()])
+        called = lambda v: np.searchsorted(v, cuts, "right") / len(v)
+        threshold = float(cuts[(called(a) - called(b)).argmax()])
     check("membership", "threshold", threshold, not math.isnan(threshold), "a number", 0.1)
     tpr, fpr = float((a <= threshold).mean()), float((b <= threshold).mean())
     return Membership(float(threshold), tpr, fpr, tpr - fpr, float(auc))

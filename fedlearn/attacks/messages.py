@@ -4,8 +4,6 @@ The attacker's knowledge: the model, theta and the protocol are the server's own
 know are x and y.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -53,11 +51,8 @@ def update(task: Task, theta: Tensor, lr: float, steps: int) -> Send:
 
     Args:
         task, theta: As for :func:`gradient`.
-        lr: The clients' learning rate.
-        steps: tau, local steps.
-
-    Raises:
-        ValueError: If theta doesn't fit the task, or a number is out of range.
+        lr: The clients' learning rate, > 0, else ValueError.
+        steps: tau >= 1, local steps, else ValueError.
 
     Example:
         >>> from fedlearn.model import softmax_regression

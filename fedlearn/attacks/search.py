@@ -1,7 +1,5 @@
 """How an attacker searches: two optimisers, what they lower, and what is checked first."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -30,7 +28,6 @@ class Guess(NamedTuple):
 
 
 def lbfgs(
-    name: str,
     loss: Callable[[], Tensor],
     variables: list[Tensor],
     now: Callable[[], tuple[Tensor, Tensor]],

@@ -17,18 +17,7 @@ from .measures import (
 from .recipes import describe, differences
 
 __all__ = [
-    "client_gradients",
-    "client_metrics",
-    "cosines",
-    "describe",
-    "differences",
-    "drift",
-    "effective_classes",
-    "evaluator",
-    "gini",
-    "gradient_dissimilarity",
-    "jensen_shannon",
-    "label_distance",
-    "quadratics",
-    "weight_divergence",
-]
+    "client_gradients", "client_metrics", "cosines", "describe", "differences", "drift",
+    "effective_classes", "evaluator", "gini", "gradient_dissimilarity", "jensen_shannon",
+    "label_distance", "quadratics", "weight_divergence",
+]  # fmt: skip

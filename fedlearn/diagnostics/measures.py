@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check
 from ..data import check_labels
 from ..task import Task
 
@@ -132,8 +133,8 @@ def gini(sizes: np.ndarray) -> float:
         Gini, 1912; the sorted form used here: Sen, 1973, "On economic inequality", §2.
     """
     n = np.sort(np.asarray(sizes, float))
-    if len(n) == 0 or n[0] < 0 or n.sum() <= 0:
-        raise ValueError(f"gini: sizes must be >= 0 and not all 0, got {sizes!r}, e.g. [30, 10]")
+    good = len(n) > 0 and n[0] >= 0 and n.sum() > 0
+    check("gini", "sizes", sizes, good, ">= 0 and not all 0", [30, 10])
     i = np.arange(1, len(n) + 1)
     return float((2 * i - len(n) - 1) @ n / (len(n) * n.sum()))
 
@@ -260,9 +261,7 @@ def cosines(deltas: Tensor, p: Tensor) -> Tensor:
     _weights("cosines", deltas, p)
     mean = p @ deltas
     length = deltas.norm(dim=1) * mean.norm()
-    return torch.where(
-        length > 0, deltas @ mean / length.clamp(min=1e-30), torch.zeros_like(length)
-    )
+    return torch.where(length > 0, deltas @ mean / length.clamp(min=1e-30), 0.0)
 
 
 def weight_divergence(theta: Tensor, reference: Tensor) -> float:
@@ -323,11 +322,9 @@ def client_metrics(
 def _shares(name: str, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """q (N, C), p (N,)."""
     n = np.asarray(counts, float)
-    if n.ndim != 2 or (n < 0).any() or (n.sum(1) == 0).any():
-        raise ValueError(
-            f"{name}: counts must be (N, C), >= 0, with no empty client, got shape {n.shape}, "
-            f"e.g. partition.counts(parts, labels, classes)"
-        )
+    good = n.ndim == 2 and not (n < 0).any() and not (n.sum(1) == 0).any()
+    rule, so = "(N, C), >= 0, with no empty client", "partition.counts(parts, labels, classes)"
+    check(name, "counts", n.shape, good, rule, so)
     return n / n.sum(1, keepdims=True), n.sum(1) / n.sum()
 
 

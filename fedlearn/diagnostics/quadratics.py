@@ -5,8 +5,6 @@ take it from theta to b_k + (I - lr A_k)^E (theta - b_k): no simulation is neede
 and every fixed point is exact. Lesson 7 is built on it, and other methods are tested against it.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -30,27 +30,7 @@ from .parts.plane import Plane
 from .parts.readout import Readout
 
 __all__ = [
-    "Bars",
-    "Boundary",
-    "Compare",
-    "Curve",
-    "Dots",
-    "Engine",
-    "Explorable",
-    "Heat",
-    "Holdings",
-    "Panel",
-    "Part",
-    "Past",
-    "Pictures",
-    "Plane",
-    "Readout",
-    "Settings",
-    "Snapshot",
-    "Sweep",
-    "boundary_scene",
-    "code",
-    "controls",
-    "frames",
-    "grid",
-]
+    "Bars", "Boundary", "Compare", "Curve", "Dots", "Engine", "Explorable", "Heat", "Holdings",
+    "Panel", "Part", "Past", "Pictures", "Plane", "Readout", "Settings", "Snapshot", "Sweep",
+    "boundary_scene", "code", "controls", "frames", "grid",
+]  # fmt: skip

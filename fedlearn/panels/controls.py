@@ -3,13 +3,13 @@
 Values start on the slider's step grid: the browser would otherwise send a corrected one back.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ipywidgets as W
+
+from ..checks import check
 
 __all__ = ["choices", "float_slider", "heading", "log_slider", "menu", "slider"]
 
@@ -26,7 +26,7 @@ def slider(name: str, value: int, low: int, high: int, *, step: int = 1, tip: st
         >>> slider("Clients", 20, 2, 100).value
         20
     """
-    _inside("slider", value, low, high)
+    check("slider", "value", value, low <= value <= high, f"in {low}..{high}", low)
     return W.IntSlider(value, low, high, step=step, **_look(name, tip))
 
 
@@ -39,7 +39,7 @@ def float_slider(
         >>> float_slider("Angle", 0.33, 0.0, 1.0).value
         0.3
     """
-    _inside("float_slider", value, low, high)
+    check("float_slider", "value", value, low <= value <= high, f"in {low}..{high}", low)
     value = min(high, low + round((value - low) / step) * step)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     shown = {"step": step, "readout_format": f".{digits}f", **_look(name, tip)}
@@ -55,7 +55,7 @@ def log_slider(
         >>> log_slider("Skew", 0.5, 0.01, 100).value
         0.501
     """
-    _inside("log_slider", value, low, high)
+    check("log_slider", "value", value, low <= value <= high, f"in {low}..{high}", low)
     a, b = math.log10(low), math.log10(high)
     value = 10 ** min(b, a + round((math.log10(value) - a) / step) * step)
     shown = {"step": step, "readout_format": ".2r", **_look(name, tip)}
@@ -134,8 +134,3 @@ def _options(who: str, name: str, options: Any, value: Any) -> list[tuple[str, A
             f"{', '.join(map(repr, known))}, e.g. value={known[0]!r}"
         )
     return list(pairs)
-
-
-def _inside(who: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{who}: value must be in {low}..{high}, got {value!r}, e.g. {low}")

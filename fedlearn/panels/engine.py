@@ -7,8 +7,6 @@ Rules that make it hold beside a notebook:
 - the first frame after a change goes out at once, the following at most ``fps`` times a second.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 import weakref

@@ -1,7 +1,5 @@
 """Controls at the left, pictures at the right, a thread behind: what every live lesson is."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import threading
@@ -11,6 +9,7 @@ from typing import Any
 
 import ipywidgets as W
 
+from ..checks import check
 from ..partition.files import write_whole
 from . import kernel
 from .controls import has_value, value_of
@@ -21,9 +20,7 @@ from .parts.readout import Readout, Status
 from .save import claim, table
 from .words import flat, words
 
-_SAVE = (
-    "CSV and PNG beside the notebook. A panel lives in the kernel: a restart forgets its last run"
-)
+_SAVE = "CSV, PNG beside the notebook. A panel lives in the kernel: a restart forgets its last run"
 
 
 class Explorable:
@@ -34,7 +31,7 @@ class Explorable:
             ``value``; headings have none). The names are the arguments of ``make``.
         make: ``make(**values)`` yields frames, as :class:`~fedlearn.panels.Engine` wants them. A
             picture without time yields one frame.
-        parts: One to four parts, filled column by column.
+        parts: One to four parts, else ValueError, filled column by column.
         rounds: Rounds of a run. 0 for a picture without time: then there are no run buttons.
         seconds: How long a run started by the Run button takes at least.
         readout: Snapshot -> short texts beside the progress bar.
@@ -44,9 +41,6 @@ class Explorable:
         name: Stem of saved files.
         preview: Compute the first run now, so that the picture is never blank.
         fps: Most frames a second.
-
-    Raises:
-        ValueError: If there are no parts, or more than four.
 
     Example:
         >>> from fedlearn.panels import Curve, controls
@@ -76,10 +70,7 @@ class Explorable:
         preview: bool = True,
         fps: float = 20.0,
     ):
-        if not 1 <= len(parts) <= 4:
-            raise ValueError(
-                f"Explorable: wants one to four parts, got {len(parts)}, e.g. [Curve()]"
-            )
+        check("Explorable", "parts", len(parts), 1 <= len(parts) <= 4, "one to four", "[Curve()]")
         kernel.replace_older(self)
         self.controls, self.parts, self.name = dict(controls), list(parts), name
         for widget in (*self.controls.values(), *self.parts):
@@ -101,8 +92,6 @@ class Explorable:
         for c in self.controls.values():
             if has_value(c):
                 c.observe(self._moved, "value")
-
-    # -- what lessons use -----------------------------------------------------------------------
 
     def values(self) -> dict[str, Any]:
         """The controls' values, by name: what ``make`` is called with."""

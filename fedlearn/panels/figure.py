@@ -3,8 +3,6 @@
 Drawn on the main thread only: Matplotlib used from another thread breaks the reader's own plots.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What a panel must know of the kernel it lives in: cells, threads, messages."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import threading

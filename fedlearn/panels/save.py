@@ -1,7 +1,5 @@
 """Files beside the notebook, under names that never overwrite."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os

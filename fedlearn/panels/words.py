@@ -1,7 +1,5 @@
 """Settings as they are said, and what changed between two runs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any

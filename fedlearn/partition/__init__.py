@@ -17,18 +17,7 @@ from .labels import client_mixes, dirichlet_client, dirichlet_label, label_and_q
 from .plain import by_attribute, iid, labels_per_client, quantity, shards
 
 __all__ = [
-    "Parts",
-    "by_attribute",
-    "client_mixes",
-    "counts",
-    "dirichlet_client",
-    "dirichlet_label",
-    "iid",
-    "label_and_quantity",
-    "labels_per_client",
-    "load",
-    "quantity",
-    "save",
-    "shards",
+    "Parts", "by_attribute", "client_mixes", "counts", "dirichlet_client", "dirichlet_label",
+    "iid", "label_and_quantity", "labels_per_client", "load", "quantity", "save", "shards",
     "summary",
-]
+]  # fmt: skip

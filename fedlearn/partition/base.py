@@ -1,12 +1,11 @@
 """What a partition is, how it is checked, summarised, saved and loaded again."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import numpy as np
 
+from ..checks import check, whole
 from .files import write_whole
 
 
@@ -83,19 +82,15 @@ def save(parts: list[np.ndarray], path: str | Path) -> Path:
         ...     load(save(Parts([np.array([1, 2]), np.array([0])], "a note"), f"{folder}/p.json"))
         [array([1, 2]), array([0])]
     """
-    whole = {"note": getattr(parts, "note", ""), "parts": [np.asarray(p).tolist() for p in parts]}
-    return write_whole(path, json.dumps(whole).encode())
+    content = {"note": getattr(parts, "note", ""), "parts": [np.asarray(p).tolist() for p in parts]}
+    return write_whole(path, json.dumps(content).encode())
 
 
 def load(path: str | Path) -> Parts:
     """Read a partition that :func:`save` wrote, with its note.
 
     Args:
-        path: Of the file.
-
-    Raises:
-        ValueError: If the file is no saved partition.
-        FileNotFoundError: If there is none.
+        path: FileNotFoundError if no file is there, ValueError if it is no saved partition.
 
     Example:
         >>> load("nowhere.json")
@@ -103,9 +98,9 @@ def load(path: str | Path) -> Parts:
         ...
         FileNotFoundError: ...
     """
-    whole = Path(path).read_bytes()
+    content = Path(path).read_bytes()
     try:
-        saved = json.loads(whole)
+        saved = json.loads(content)
         return Parts([_rows(p) for p in saved["parts"]], saved["note"])
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(
@@ -138,13 +133,10 @@ def _top_up(owner: np.ndarray, n_clients: int, rng: np.random.Generator, min_siz
 
 
 def _check(name: str, labels: np.ndarray, n_clients: int, each: int = 1) -> np.ndarray:
-    _count(name, "n_clients", n_clients)
+    whole(name, "n_clients", n_clients)
     labels = np.asarray(labels)
-    if labels.ndim != 1:
-        raise ValueError(
-            f"{name}: labels must be one class an example, shape (n,), got shape {labels.shape}, "
-            f"e.g. labels.argmax(1) for one-hot rows"
-        )
+    rule = "one class an example, shape (n,), not one-hot rows"
+    check(name, "labels", labels.shape, labels.ndim == 1, rule, "labels.argmax(1)")
     if n_clients * each > len(labels):
         example = max(1, len(labels) // max(each, 1) // 2)
         raise ValueError(
@@ -162,13 +154,3 @@ def _classes(name: str, labels: np.ndarray, n_clients: int, each: int = 1) -> np
             f"for regression use iid or quantity"
         )
     return labels
-
-
-def _count(name: str, argument: str, value: int) -> None:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: {argument} must be an integer >= 1, got {value!r}, e.g. 2")
-
-
-def _positive(name: str, argument: str, value: float) -> None:
-    if not (value > 0 and np.isfinite(value)):
-        raise ValueError(f"{name}: {argument} must be > 0 and finite, got {value!r}, e.g. 0.5")

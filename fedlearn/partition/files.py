@@ -15,11 +15,8 @@ def write_whole(path: str | Path, content: bytes) -> Path:
     killed writer left behind is removed by the next one, a minute later.
 
     Args:
-        path: Of the file; replaced if it exists.
+        path: Of the file; replaced if it exists. It is returned.
         content: All of it.
-
-    Returns:
-        The path.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -1,18 +1,13 @@
 """Skewed labels: the two Dirichlets, and uneven labels with uneven sizes."""
 
-from __future__ import annotations
-
 import numpy as np
 
-from .base import Parts, _classes, _count, _positive, _top_up
+from ..checks import positive, whole
+from .base import Parts, _classes, _top_up
 
 
 def dirichlet_label(
-    labels: np.ndarray,
-    n_clients: int,
-    rng: np.random.Generator,
-    alpha: float,
-    min_size: int = 1,
+    labels: np.ndarray, n_clients: int, rng: np.random.Generator, alpha: float, min_size: int = 1
 ) -> Parts:
     """Deal each label out over the clients in proportions drawn from a symmetric Dirichlet.
 
@@ -39,9 +34,9 @@ def dirichlet_label(
     end for a small alpha. Here the draw is kept, and a client below ``min_size`` is topped up from
     the largest one.
     """
-    _count("dirichlet_label", "min_size", min_size)
+    whole("dirichlet_label", "min_size", min_size)
     labels = _classes("dirichlet_label", labels, n_clients, min_size)
-    _positive("dirichlet_label", "alpha", alpha)
+    positive("dirichlet_label", "alpha", alpha)
     owner = np.empty(len(labels), dtype=np.int64)
     for c in np.unique(labels):
         at = rng.permutation(np.flatnonzero(labels == c))
@@ -75,7 +70,7 @@ def dirichlet_client(
         federated visual classification", §3 (with a uniform prior over labels).
     """
     labels = _classes("dirichlet_client", labels, n_clients)
-    _positive("dirichlet_client", "alpha", alpha)
+    positive("dirichlet_client", "alpha", alpha)
     sizes = np.diff(np.linspace(0, len(labels), n_clients + 1).round().astype(np.int64))
     return _from_mixes(labels, sizes, rng, alpha)
 
@@ -96,7 +91,7 @@ def client_mixes(
         >>> round(float((p**2).sum(1).mean()), 2)  # (1 + 1) / (10 + 1) = 0.18
         0.18
     """
-    _positive("client_mixes", "alpha", alpha)
+    positive("client_mixes", "alpha", alpha)
     return rng.dirichlet(np.full(classes, alpha), size=n_clients)
 
 
@@ -126,8 +121,8 @@ def label_and_quantity(
         Li, Diao, Chen, He, 2022, NIID-Bench, §IV (its "mixed types of skew").
     """
     labels = _classes("label_and_quantity", labels, n_clients)
-    _positive("label_and_quantity", "alpha", alpha)
-    _positive("label_and_quantity", "size_alpha", size_alpha)
+    positive("label_and_quantity", "alpha", alpha)
+    positive("label_and_quantity", "size_alpha", size_alpha)
     share = rng.dirichlet(np.full(n_clients, size_alpha))
     sizes = np.diff(np.rint(np.r_[0, np.cumsum(share)[:-1], 1] * (len(labels) - n_clients)))
     return _from_mixes(labels, 1 + sizes.astype(np.int64), rng, alpha)

@@ -1,10 +1,9 @@
 """Splits that need no mix of labels: even, sorted, by count of labels, by size, by attribute."""
 
-from __future__ import annotations
-
 import numpy as np
 
-from .base import Parts, _check, _classes, _count, _positive, _top_up
+from ..checks import positive, whole
+from .base import Parts, _check, _classes, _top_up
 
 
 def iid(labels: np.ndarray, n_clients: int, rng: np.random.Generator) -> Parts:
@@ -12,14 +11,8 @@ def iid(labels: np.ndarray, n_clients: int, rng: np.random.Generator) -> Parts:
 
     Args:
         labels: (n,) class of each example.
-        n_clients: N, from 1 to n.
+        n_clients: N, from 1 to n, else ValueError.
         rng: Where the draws come from, e.g. ``numpy_rng(seed, Use.PARTITION)``.
-
-    Returns:
-        N index arrays.
-
-    Raises:
-        ValueError: If there are more clients than examples, or fewer than one client.
 
     Example:
         >>> [len(p) for p in iid(np.zeros(10, int), 3, np.random.default_rng(0))]
@@ -50,7 +43,7 @@ def shards(
         McMahan, Moore, Ramage, Hampson, Agüera y Arcas, 2017, "Communication-efficient learning of
         deep networks from decentralized data", §3 (200 shards of 300, two each).
     """
-    _count("shards", "per_client", per_client)
+    whole("shards", "per_client", per_client)
     labels = _classes("shards", labels, n_clients, per_client)
     order = np.lexsort((rng.permutation(len(labels)), labels))  # ties in random order
     cut = np.array_split(order, n_clients * per_client)
@@ -65,11 +58,8 @@ def labels_per_client(
 
     Args:
         labels, n_clients, rng: As for :func:`iid`.
-        labels_each: Labels of one client, from 1 to the number of labels C.
-
-    Raises:
-        ValueError: If N * labels_each < C (a label would have no owner), labels_each > C, or a
-            label has fewer examples than owners.
+        labels_each: Labels of one client, from 1 to the number of labels C. ValueError if not, if
+            N * labels_each < C (one has no owner), or a label has fewer examples than owners.
 
     Example:
         >>> y, rng = np.repeat(np.arange(4), 10), np.random.default_rng(0)
@@ -83,7 +73,7 @@ def labels_per_client(
     label is left without an owner and sizes stay alike.
     """
     labels = _classes("labels_per_client", labels, n_clients)
-    _count("labels_per_client", "labels_each", labels_each)
+    whole("labels_per_client", "labels_each", labels_each)
     classes = np.unique(labels)
     C = len(classes)
     if labels_each > C or n_clients * labels_each < C:
@@ -128,12 +118,11 @@ def quantity(labels: np.ndarray, n_clients: int, rng: np.random.Generator, alpha
         Li, Diao, Chen, He, 2022, NIID-Bench, §IV (quantity skew).
     """
     labels = _check("quantity", labels, n_clients)
-    _positive("quantity", "alpha", alpha)
+    positive("quantity", "alpha", alpha)
     cuts = np.cumsum(rng.dirichlet(np.full(n_clients, alpha)))[:-1] * len(labels)
     owner = np.empty(len(labels), dtype=np.int64)
-    owner[rng.permutation(len(labels))] = np.searchsorted(
-        np.rint(cuts), np.arange(len(labels)), side="right"
-    )
+    of_each = np.searchsorted(np.rint(cuts), np.arange(len(labels)), side="right")
+    owner[rng.permutation(len(labels))] = of_each
     return _top_up(owner, n_clients, rng, 1)
 
 
@@ -162,7 +151,7 @@ def by_attribute(attribute: np.ndarray, n_clients: int | None = None) -> Parts:
         )
     values, owner = np.unique(attribute, return_inverse=True)
     N = len(values) if n_clients is None else n_clients
-    _count("by_attribute", "n_clients", N)
+    whole("by_attribute", "n_clients", N)
     if N > len(values):
         raise ValueError(
             f"by_attribute: {N} clients need as many values, got {len(values)}, "

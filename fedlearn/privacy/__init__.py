@@ -20,22 +20,7 @@ from .secure_aggregation import (
 )
 
 __all__ = [
-    "adaptive_clip",
-    "calibrate",
-    "dp_federate",
-    "epsilon",
-    "epsilons",
-    "local_epsilon",
-    "local_noise",
-    "noise_multiplier",
-    "private_mean",
-    "FixedPoint",
-    "Refused",
-    "Sum",
-    "TooFew",
-    "primitives",
-    "secure",
-    "secure_aggregation",
-    "secure_mean",
-    "secure_sum",
-]
+    "adaptive_clip", "calibrate", "dp_federate", "epsilon", "epsilons", "local_epsilon",
+    "local_noise", "noise_multiplier", "private_mean", "FixedPoint", "Refused", "Sum", "TooFew",
+    "primitives", "secure", "secure_aggregation", "secure_mean", "secure_sum",
+]  # fmt: skip

@@ -1,7 +1,5 @@
 """What differential privacy is worth: epsilon, by Google's dp-accounting (an extra)."""
 
-from __future__ import annotations
-
 import math
 import threading
 from functools import lru_cache

@@ -5,8 +5,6 @@ noisy share of those that were, and moves S. Update and bit are one vector, cut 
 one, so the round is one Gaussian mechanism and costs what its z costs.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -114,14 +112,8 @@ def _shape(z: float, bit_noise: float) -> tuple[float, float]:
     if not z:  # no noise: any scale will do
         return math.sqrt(1.25), 1.0
     rule = f"> z / 2 = {z / 2:g} (None is q N / 20), so that the bits' noise alone would do"
-    check(
-        "adaptive_clip",
-        "bit_noise",
-        bit_noise,
-        z / 2 < number(bit_noise) < math.inf,
-        rule,
-        float(z),
-    )
+    good = z / 2 < number(bit_noise) < math.inf
+    check("adaptive_clip", "bit_noise", bit_noise, good, rule, float(z))
     z_delta = (z**-2 - (2 * bit_noise) ** -2) ** -0.5
     return z_delta / z, z_delta / bit_noise  # the bound is √(1² + (scale / 2)²)
 

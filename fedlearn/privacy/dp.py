@@ -5,8 +5,6 @@ about whether client k took part at all. Every round each client joins with prob
 update is cut to norm S, the sum gets Gaussian noise of z S a number, and is divided by q N.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The Python that makes exactly a panel's run: what its Code button shows."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 from ..words import words

@@ -1,13 +1,12 @@
 """A and B: two runs side by side that share everything but one setting."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ipywidgets as W
 
+from ...checks import one_of
 from .. import controls as C
 from ..engine import Frame, Snapshot
 from ..explorable import Explorable
@@ -15,21 +14,8 @@ from ..parts.curve import Curve
 from ..parts.holdings import Holdings
 from ..save import table
 from ..words import said, words
+from . import controls as knobs
 from .code import code
-from .controls import (
-    OFFERED,
-    OWN,
-    SKEWS,
-    TOGETHER,
-    fit_cohort,
-    follow,
-    hide,
-    make_control,
-    make_controls,
-    offered,
-    read,
-    setting,
-)
 from .frames import frames
 from .settings import MODELS, Settings
 
@@ -49,7 +35,7 @@ _DIFFER: dict[str, tuple[str, tuple[Any, ...]]] = {  # as the menu has it; B: th
 VARY = tuple(_DIFFER)
 _LONG = {"Epochs": "Local epochs", "Rate η": "Learning rate"}  # beside a letter: the short one
 _SWITCH = {"alpha": "partition", "amount": "feature", "epochs": "method", "batch": "method"}
-_OVER = {below: name for name, all_ in TOGETHER.items() for below in all_}  # where it is shown
+_OVER = {below: name for name, all_ in knobs.TOGETHER.items() for below in all_}  # where it stands
 
 
 class Compare(Explorable):
@@ -68,10 +54,7 @@ class Compare(Explorable):
         predict: The question under the picture.
         seconds: How long a run started by the Run button takes at least.
         preview: Compute the first run now.
-        **settings: Any other of :class:`Settings`, of A and B.
-
-    Raises:
-        ValueError: If a value is out of its range; the message names the rule and an example.
+        **settings: Any other of :class:`Settings`, of A and B. ValueError if one is out of range.
 
     Example:
         >>> panel = Compare(vary="alpha", a=100.0, b=0.1, show=("epochs",), rounds=3)
@@ -99,21 +82,14 @@ class Compare(Explorable):
         preview: bool = True,
         **settings: Any,
     ):
-        if vary not in VARY:
-            raise ValueError(
-                f"Compare: vary must be one of {', '.join(VARY)}, got {vary!r}, e.g. 'partition'"
-            )
-        offered("Compare: show", show)
+        one_of("Compare", "vary", vary, VARY)
+        knobs.offered("Compare: show", show)
         self._shown = set(show)
         self._fixed = Settings(**{"rounds": rounds, **settings, vary: a})
         replace(self._fixed, **{vary: b})  # a wrong value is said now
         self._loss = Curve({"A": "loss_a", "B": "loss_b"}, title="test loss (log scale)", log=True)
-        self._accuracy = Curve(
-            {"A": "accuracy_a", "B": "accuracy_b"},
-            title="test accuracy",
-            ylim=(0, 1),
-            legend="bottom",
-        )
+        low: Any = {"title": "test accuracy", "ylim": (0, 1), "legend": "bottom"}
+        self._accuracy = Curve({"A": "accuracy_a", "B": "accuracy_b"}, **low)
         super().__init__(
             _all_controls(self._fixed, show, vary, b, self._most_clients),
             self._make,
@@ -191,12 +167,12 @@ class Compare(Explorable):
 
     def _adjust(self) -> dict[str, Any]:
         vary = self.vary
-        differs = {vary: setting(self.controls[f"b {vary}"])}
-        one = read(self._fixed, self.controls)
-        fit_cohort(self.controls, min(one["clients"], differs.get("clients", one["clients"])))
-        one = read(self._fixed, self.controls)
+        differs = {vary: knobs.setting(self.controls[f"b {vary}"])}
+        one = knobs.read(self._fixed, self.controls)
+        knobs.fit_cohort(self.controls, min(one["clients"], differs.get("clients", one["clients"])))
+        one = knobs.read(self._fixed, self.controls)
         self._runs = {"a": _within(one), "b": _within(one | differs)}
-        follow(self.controls, [*self._runs.values()])
+        knobs.follow(self.controls, [*self._runs.values()])
         seen = self._seen()
         self.controls |= {"a": self.controls[vary], "b": self.controls[f"b {vary}"]}
         for name in vars(self._fixed):
@@ -214,20 +190,20 @@ class Compare(Explorable):
 
     def _place(self, name: str, seen: bool, differs: bool) -> None:
         one, two = self.controls[name], self.controls.get(f"b {name}")
-        if differs or not seen or name not in (*SKEWS, *OWN):  # which, follow() has decided
-            hide(one, not seen)
+        if differs or not seen or name not in (*knobs.SKEWS, *knobs.OWN):  # follow() did those
+            knobs.hide(one, not seen)
         if two is not None:
             brief = two.description.removeprefix("B: ")
             one.description = f"A: {brief}" if differs else _LONG.get(brief, brief)
             two.disabled = one.disabled
-            hide(two, not differs)
+            knobs.hide(two, not differs)
 
     def _hide_headings(self) -> None:
         """A heading with nothing below it is hidden, too."""
         below = False
         for name, control in reversed(self.controls.items()):
             if name.startswith("heading"):
-                hide(control, not below)
+                knobs.hide(control, not below)
                 below = False
             elif name not in ("a", "b"):
                 below = below or "fl-gone" not in control._dom_classes
@@ -243,12 +219,12 @@ def _all_controls(
     made: dict[str, W.Widget] = {"heading AB": C.heading("A AND B")}
     titles = {title: name for name, (title, _) in _DIFFER.items()}
     made["vary"] = C.menu("Differ in", titles, vary, tip="The one setting in which A and B differ")
-    wanted = {name for name in OFFERED if name in VARY or name in show}
-    for name, control in make_controls(s, tuple(wanted), most).items():
+    wanted = {name for name in knobs.OFFERED if name in VARY or name in show}
+    for name, control in knobs.make_controls(s, tuple(wanted), most).items():
         made[name] = control
         if name in VARY:
             value = b if name == vary else next(v for v in _DIFFER[name][1] if v != vars(s)[name])
-            twin = make_control(replace(s, cohort=None, **{name: value}), name, most)
+            twin = knobs.make_control(replace(s, cohort=None, **{name: value}), name, most)
             brief = {v: k for k, v in _LONG.items()}.get(twin.description, twin.description)
             twin.description = f"B: {brief}"
             made[f"b {name}"] = twin

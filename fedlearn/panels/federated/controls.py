@@ -1,7 +1,5 @@
 """A control for each setting, and how the controls follow each other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

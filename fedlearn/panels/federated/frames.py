@@ -3,8 +3,6 @@
 The one file of the panels that calls the federated loop.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from ... import algorithms, data, model, partition, skew
 from ...algorithms import Algorithm
+from ...diagnostics import client_metrics
 from ...history import Diverged, Round
 from ...loop import federate
 from ...recipe import Recipe
@@ -227,12 +226,7 @@ def _look(made: Setup) -> Callable[[Tensor, Tensor], dict[str, Any]]:
     rows, owner = np.concatenate(made.parts), np.repeat(np.arange(len(sizes)), sizes)
 
     def look(theta: Tensor, local: Tensor) -> dict[str, Any]:
-        @torch.no_grad()
-        def each() -> np.ndarray:
-            at = [made.task.predict(theta, x).argmax(-1) for x in made.x.split(10_000)]
-            right = (torch.cat(at) == made.y).numpy()[rows]
-            return np.bincount(owner, weights=right, minlength=len(sizes)) / sizes
-
+        each = lambda: client_metrics(made.task, theta, made.x, made.y, made.parts)["accuracy"]
         out: dict[str, Any] = {"clients": each}
         if made.x.shape[1:] == (2,):
             x, y = made.x[rows], made.y[rows]

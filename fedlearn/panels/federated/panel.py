@@ -1,12 +1,11 @@
 """The panel of the course: a federated run under the hand."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as W
 
+from ...checks import one_of
 from ..engine import Frame, Snapshot
 from ..explorable import Explorable
 from ..parts.boundary import Boundary
@@ -46,10 +45,8 @@ class Panel(Explorable):
             model and the shared one draw the line.
         seconds: How long a run started by the Run button takes at least.
         **settings: Of the run, see :class:`Settings`; on a slider, set to its nearest step. A
-            method of your own stands in the menu under its name.
-
-    Raises:
-        ValueError: If a value is out of its range; the message names the rule and an example.
+            method of your own stands in the menu under its name. ValueError if a value is out of
+            its range; the message names the rule and an example.
 
     Example:
         >>> panel = Panel(show=("alpha", "epochs"), rounds=5)
@@ -76,8 +73,7 @@ class Panel(Explorable):
         offered("Panel: show", show)
         offered("Panel: parts", parts, (*PARTS,))
         s = self._fixed = Settings(**settings)
-        if x not in ("round", "bytes"):
-            raise ValueError(f"Panel: x must be 'round' or 'bytes', got {x!r}, e.g. x='bytes'")
+        one_of("Panel", "x", x, ("round", "bytes"))
         most = self._most_clients
         if "boundary" in parts:
             if s.dataset != "toy" or "dataset" in show or s.clients > 6:
@@ -115,9 +111,8 @@ class Panel(Explorable):
     def caption(self, snapshot: Snapshot | None = None) -> str:
         s = snapshot or self.engine.snapshot()
         p, where = s.params["settings"], f"{s.round} rounds" if s.round else "start"
-        end = "".join(
-            f", {k} {s.columns[k][-1]:.2f}" for k in ("loss", "accuracy") if k in s.columns
-        )
+        known = [k for k in ("loss", "accuracy") if k in s.columns]
+        end = "".join(f", {k} {s.columns[k][-1]:.2f}" for k in known)
         return (
             f"{words(p.method)} on {words(p.dataset)}, {p.clients} clients, "
             f"{p.split_words()}{p.shift_words()}, {where}{end}."

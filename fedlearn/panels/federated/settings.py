@@ -1,7 +1,5 @@
 """Everything that decides a run, checked once, when a control has moved."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,12 +1,11 @@
 """A map of final accuracy over two settings, filled in cell by cell."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from ...checks import one_of
 from .. import kernel
 from ..engine import Frame, Snapshot
 from ..explorable import Explorable
@@ -35,10 +34,7 @@ class Sweep(Explorable):
         predict: The question under the picture.
         preview: Compute all cells now; else the map waits for Run.
         helpers: Processes beside this one; None for one for each other core.
-        **settings: Any other of :class:`Settings`.
-
-    Raises:
-        ValueError: If a value is out of its range; the message names the rule and an example.
+        **settings: Any other of :class:`Settings`. ValueError if a value is out of its range.
 
     Example:
         >>> panel = Sweep(x=("epochs", (1, 2)), y=("alpha", (0.1, 10.0)), rounds=2, helpers=0)
@@ -71,14 +67,10 @@ class Sweep(Explorable):
         if x[0] == y[0]:
             raise ValueError(f"Sweep: the axes differ, got {x[0]} twice, e.g. x=('epochs', (1, 5))")
         show = [s for s in show if s not in (x[0], y[0])]
-        if measure not in ("accuracy", "loss"):
-            raise ValueError(
-                f"Sweep: measure must be 'accuracy' or 'loss', got {measure!r}, e.g. 'loss'"
-            )
+        one_of("Sweep", "measure", measure, ("accuracy", "loss"))
         self.x, self.y, self.measure, self._helpers = x, y, measure, helpers
-        self._fixed = self._settings = Settings(
-            **{"rounds": rounds, **settings, x[0]: x[1][0], y[0]: y[1][0]}
-        )
+        first = {"rounds": rounds, **settings, x[0]: x[1][0], y[0]: y[1][0]}
+        self._fixed = self._settings = Settings(**first)
         pairs(self._fixed, x, y)  # a wrong value is said now
         heat = Heat(
             title=f"test {measure} after {rounds} rounds",

@@ -4,8 +4,6 @@ A worker is a Python of its own (threads would share one interpreter: two were s
 starts while this thread computes the first cells, and stays for the next sweep. No widgets here.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import functools
@@ -32,7 +30,9 @@ _TEAMS: dict[str, Away] = {}  # of the sweeps that run now
 def grid(
     settings: Settings, *, x: Axis, y: Axis, measure: str = "accuracy", helpers: int | None = None
 ) -> np.ndarray:
-    """Final accuracy of every pair of two settings.
+    """Final accuracy of every pair of two settings, (rows, columns); NaN where a run fails.
+
+    It fails if it diverges or the split is impossible.
 
     Args:
         settings: What all runs share.
@@ -40,9 +40,6 @@ def grid(
         y: Name and values of the rows.
         measure: ``"accuracy"`` or ``"loss"``, on the test set.
         helpers: Processes beside this one; None for one for each other core, at most 3.
-
-    Returns:
-        (rows, columns); NaN where a run diverged or a split is impossible.
 
     Example:
         >>> grid(Settings(rounds=2), x=("epochs", (1, 2)), y=("alpha", (0.1,)), helpers=0).shape

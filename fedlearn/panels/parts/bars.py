@@ -1,7 +1,5 @@
 """A bar a client."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -60,9 +58,8 @@ class Bars(Part):
             self.label = f"{self.title}: {len(self.each)} clients"
             if len(known):
                 k = int(np.nanargmin(self.each))
-                self.label += (
-                    f", mean {known.mean():.3g}, lowest client {k} with {self.each[k]:.3g}"
-                )
+                lowest = f"lowest client {k} with {self.each[k]:.3g}"
+                self.label += f", mean {known.mean():.3g}, {lowest}"
                 if not self._fixed:
                     self.ylim = list(linear_range(known))
 
@@ -79,5 +76,4 @@ class Bars(Part):
         axes.axhline(known.mean(), color=INK, lw=1.3, ls="--")
         axes.axhline(0, color=INK, lw=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        remark = f"mean {known.mean():.3g}   lowest: client {low}, {self.each[low]:.3g}"
-        corner(axes, remark)
+        corner(axes, f"mean {known.mean():.3g}   lowest: client {low}, {self.each[low]:.3g}")

@@ -1,7 +1,5 @@
 """What every picture is: live in the browser, still in Matplotlib, in one class of one file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The plane of a toy problem: who holds which point, and where each model draws the line."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Lines over rounds: this run, the last one, all data in one place."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

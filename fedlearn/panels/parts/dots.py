@@ -1,7 +1,5 @@
 """A dot a client."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -29,10 +27,7 @@ class Dots(Part):
     xlabel = T.Unicode("").tag(sync=True)
 
     def __init__(
-        self,
-        *,
-        title: str = "clients",
-        xlabel: str = "accuracy on the client's own data",
+        self, *, title: str = "clients", xlabel: str = "accuracy on the client's own data"
     ):
         super().__init__(title=title, xlabel=xlabel)
         self.each = np.zeros(0)

@@ -1,7 +1,5 @@
 """A map of numbers that fills cell by cell."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Who holds what."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

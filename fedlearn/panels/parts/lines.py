@@ -1,7 +1,5 @@
 """Where models of a plane draw the line between classes: numbers for a picture, no widgets."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +15,7 @@ GRID = 48  # nodes a side where the models are asked
 
 
 def boundary_scene(
-    task: Task,
-    theta: Tensor,
-    thetas: Tensor | Sequence[Tensor],
-    x: Tensor,
-    y: Tensor,
-    owner: Any,
+    task: Task, theta: Tensor, thetas: Tensor | Sequence[Tensor], x: Tensor, y: Tensor, owner: Any
 ) -> dict[str, Any]:
     """What :class:`~fedlearn.panels.Boundary` draws.
 
@@ -32,7 +25,7 @@ def boundary_scene(
         task: The model, with two inputs.
         theta: (d,) the shared model.
         thetas: (K, d) models after local steps, or nothing.
-        x: (n, 2) points in [-1.1, 1.1].
+        x: (n, 2) points in [-1.1, 1.1]; ValueError if they are not in a plane.
         y: (n,) their classes.
         owner: (n,) the client of each.
 
@@ -40,9 +33,6 @@ def boundary_scene(
         ``regions`` (48, 48) class of the shared model at each node, ``lines`` one array (m, 2) a
         model with NaN between pieces, the shared model's first, ``points``, ``owner``, ``right``
         (n,) and ``names`` of the classes.
-
-    Raises:
-        ValueError: If the points are not in a plane.
 
     Example:
         >>> import torch
@@ -88,11 +78,8 @@ def lines(scores: np.ndarray) -> list[np.ndarray]:
 
     Two crossings of a cell are joined; three or more meet in their middle, where classes meet.
 
-    Args:
-        scores: (M, G, G, C), first rows, then columns.
-
-    Returns:
-        M arrays (m, 2) of (column, row) coordinates, NaN rows between pieces.
+    scores (M, G, G, C), first rows, then columns -> M arrays (m, 2) of (column, row) coordinates,
+    NaN rows between pieces.
     """
     _, G, _, _ = scores.shape
     across, a = _crossings(scores[:, :, :-1], scores[:, :, 1:])  # (M, G, G - 1)

@@ -1,13 +1,12 @@
 """Small multiples of grey pictures: an example, and what an attacker makes of its gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import traitlets as T
 
+from ...checks import check, is_whole
 from ..engine import Snapshot
 from .base import Part, packed, script
 
@@ -25,11 +24,8 @@ class Pictures(Part):
 
     Args:
         title: Above the pictures.
-        key: Of the frame's pictures.
-        columns: How many stand side by side; None for what makes them largest.
-
-    Raises:
-        ValueError: If ``columns`` is no integer >= 1; on showing, if a picture isn't (h, w).
+        key: Of the frame's pictures; on showing, ValueError if one isn't (h, w).
+        columns: How many stand side by side, >= 1, else ValueError; None for the largest pictures.
 
     Example:
         >>> from fedlearn.panels import Engine
@@ -50,11 +46,9 @@ class Pictures(Part):
     def __init__(
         self, *, title: str = "pictures", key: str = "pictures", columns: int | None = None
     ):
-        if columns is not None and (not isinstance(columns, int) or columns < 1):
-            raise ValueError(
-                f"Pictures: columns must be an integer >= 1 or None, got {columns!r}, e.g. 2"
-            )
-        super().__init__(title=title, columns=columns or 0)
+        good = columns is None or is_whole(columns)
+        check("Pictures", "columns", columns, good, "an integer >= 1 or None", 2)
+        super().__init__(title=title, columns=int(columns or 0))
         self._key = key
         self.each: list[Named] = []
 
@@ -72,9 +66,8 @@ class Pictures(Part):
             self.names = [name for name, *_ in self.each]
             self.remarks = [remark for *_, remark in self.each]
             self.shapes = [list(x.shape) for _, x, _ in self.each]
-            self.values = packed(
-                np.concatenate([np.zeros(0), *(x.ravel() for _, x, _ in self.each)])
-            )
+            pixels = (x.ravel() for _, x, _ in self.each)
+            self.values = packed(np.concatenate([np.zeros(0), *pixels]))
             self.label = f"{self.title}: {'; '.join(said) or 'none'}"
 
     def paint(self, axes: Any) -> None:
@@ -87,18 +80,16 @@ class Pictures(Part):
         high = max(1 / max(rows, 1) - (0.03 + 0.07 * lines), 0.04)  # the rest is for names
         for k, (name, x, remark) in enumerate(self.each):
             i, j = divmod(k, columns)
-            small = axes.inset_axes(
-                ((j + 0.04) / columns, 1 - (i + 1) / rows, 0.92 / columns, high)
-            )
+            place = ((j + 0.04) / columns, 1 - (i + 1) / rows, 0.92 / columns, high)
+            small = axes.inset_axes(place)
             small.imshow(x, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             small.set(xticks=[], yticks=[])
             small.grid(False)
             small.spines[:].set(visible=True, linewidth=0.6)
             if not np.isfinite(x).any():  # nothing there: crossed out
+                look = {"color": "#888888", "lw": 0.8, "ls": "-", "transform": small.transAxes}
                 for ends in ((0, 1), (1, 0)):
-                    small.plot(
-                        (0, 1), ends, color="#888888", lw=0.8, ls="-", transform=small.transAxes
-                    )
+                    small.plot((0, 1), ends, **look)
             small.set_title(f"{name}\n{remark}" if remark else name, fontsize=10, pad=3)
 
 

@@ -1,7 +1,5 @@
 """Two parameters, seen from above."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Axis ranges that end on round numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

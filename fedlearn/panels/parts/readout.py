@@ -1,7 +1,5 @@
 """The parts made of words: the readout above the pictures, the status below them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -13,20 +13,7 @@ from .server import Server
 from .stages import secure_mean
 
 __all__ = [
-    "STAGES",
-    "Client",
-    "FixedPoint",
-    "Refused",
-    "Server",
-    "Sum",
-    "TooFew",
-    "Vote",
-    "default_threshold",
-    "enroll",
-    "exchange",
-    "primitives",
-    "secure_mean",
-    "secure_sum",
-    "unmask",
-    "wire_bytes",
-]
+    "STAGES", "Client", "FixedPoint", "Refused", "Server", "Sum", "TooFew", "Vote",
+    "default_threshold", "enroll", "exchange", "primitives", "secure_mean", "secure_sum",
+    "unmask", "wire_bytes",
+]  # fmt: skip

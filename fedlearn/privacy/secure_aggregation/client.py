@@ -5,35 +5,15 @@ masks cancel in the sum. Shares of every secret lie with the others: t of them o
 answered, or the key of those who dropped out, never both of one client.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
 from ...checks import check
+from . import messages as wire
 from . import primitives as prim
-from .messages import (
-    STAGES,
-    Keys,
-    Masked,
-    Opened,
-    Refused,
-    Sealed,
-    Vote,
-    add,
-    attempt_of,
-    ballot,
-    check_keys,
-    common_key,
-    keys_text,
-    own_key,
-    pair_key,
-    place,
-    sign,
-    signed_text,
-)
+from .messages import STAGES, Keys, Masked, Opened, Refused, Sealed, Vote
 
 
 class Client:
@@ -69,12 +49,7 @@ class Client:
     """
 
     def __init__(
-        self,
-        number: int,
-        round: int,
-        identity: Any,
-        directory: Mapping[int, bytes],
-        threshold: int,
+        self, number: int, round: int, identity: Any, directory: Mapping[int, bytes], threshold: int
     ):
         self.number, self.round, self.threshold = number, round, threshold
         self._identity, self._directory = identity, directory
@@ -83,7 +58,7 @@ class Client:
         self._letter_key, letter = prim.key_pair(prim.fresh(), "letter", round, number)
         self._mask_key, mask = prim.key_pair(self._seed, "mask", round, number)
         keys = Keys(number, round, letter, mask, b"")
-        self._keys = keys._replace(signature=identity.sign(keys_text(keys)))
+        self._keys = keys._replace(signature=identity.sign(wire.keys_text(keys)))
 
     def advertise(self) -> Keys:
         """Stage 1: two fresh public keys, signed."""
@@ -98,7 +73,7 @@ class Client:
         """
         self._turn("shares")
         self._cohort = self._checked(keys)
-        self._attempt = attempt_of(self._cohort)
+        self._attempt = wire.attempt_of(self._cohort)
         n, me = len(self._cohort), self.number
         self._held: dict[int, tuple[bytes, bytes]] = {}  # by owner: a share of seed, of own mask
         seeds = prim.split(self._seed, self.threshold, n)
@@ -128,10 +103,10 @@ class Client:
             self._keep(letter)
         self._enough("shared their secrets", len(self._held))
         y, me = x.copy(), self.number
-        add(y, [(own_key(self._own_mask, self.round, me, self._attempt), 1)])
-        add(y, [(self._pair(v), sign(me, v)) for v in self._held if v != me])
+        wire.add(y, [(wire.own_key(self._own_mask, self.round, me, self._attempt), 1)])
+        wire.add(y, [(self._pair(v), wire.sign(me, v)) for v in self._held if v != me])
         message = Masked(me, self.round, y, b"")
-        return message._replace(signature=self._signed(signed_text(message, self._attempt)))
+        return message._replace(signature=self._signed(wire.signed_text(message, self._attempt)))
 
     def vote(self, answered: Sequence[int]) -> Vote:
         """Stage 4: sign who answered. One list an attempt: t clients agree on one, or on none.
@@ -157,16 +132,14 @@ class Client:
             if not known or not prim.signed(self._directory[v.client], v.signature, self._ballot()):
                 self._refuse(f"client {v.client}'s vote is not for this list and attempt")
         self._enough("signed the list", len({v.client for v in votes}))
-        i = place(self._cohort, self.number)
+        i = wire.place(self._cohort, self.number)
         answered = {v: (i, b) for v, (_, b) in self._held.items() if v in self._answered}
         gone = {v: (i, s) for v, (s, _) in self._held.items() if v not in self._answered}
         message = Opened(self.number, self.round, answered, gone, b"")
-        return message._replace(signature=self._signed(signed_text(message, self._attempt)))
-
-    # -- what it checks ---------------------------------------------------------------------------
+        return message._replace(signature=self._signed(wire.signed_text(message, self._attempt)))
 
     def _checked(self, keys: Sequence[Keys]) -> dict[int, Keys]:
-        cohort = check_keys(keys, self.round, self._directory)
+        cohort = wire.check_keys(keys, self.round, self._directory)
         if cohort.get(self.number) != self._keys:
             self._refuse("its own keys are missing or were changed")
         self._enough("advertised keys", len(cohort))
@@ -195,14 +168,14 @@ class Client:
     def _box(self, other: int, sender: int, receiver: int) -> bytes:
         theirs = self._cohort[other].letter
         ways = self.round, sender, receiver, self._attempt
-        return common_key("letter", self._letter_key, theirs, *ways)
+        return wire.common_key("letter", self._letter_key, theirs, *ways)
 
     def _pair(self, v: int) -> bytes:
         theirs = self._cohort[v].mask
-        return pair_key(self._mask_key, theirs, self.round, self.number, v, self._attempt)
+        return wire.pair_key(self._mask_key, theirs, self.round, self.number, v, self._attempt)
 
     def _ballot(self) -> bytes:
-        return ballot(self.round, self._answered, self._attempt)
+        return wire.ballot(self.round, self._answered, self._attempt)
 
     def _signed(self, text: bytes) -> bytes:
         return bytes(self._identity.sign(text))

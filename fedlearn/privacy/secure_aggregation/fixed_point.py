@@ -5,15 +5,13 @@ the small number's digits. On a clock of 2**32 hours every hour is as likely as 
 adding is exact.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ...checks import check, is_whole, positive
+from ...checks import check, is_whole, positive, whole
 
 LIMIT = 2**31  # of a signed sum mod 2**32
 
@@ -54,9 +52,7 @@ class FixedPoint:
     def __post_init__(self) -> None:
         bound, bits = self.bound, self.bits
         positive("FixedPoint", "bound", bound, 8.0)
-        check(
-            "FixedPoint", "clients", self.clients, is_whole(self.clients, 1), "an integer >= 1", 50
-        )
+        whole("FixedPoint", "clients", self.clients, example=50)
         most = _most_bits(bound, self.clients)
         if most is None:
             raise ValueError(
@@ -66,9 +62,8 @@ class FixedPoint:
         if bits is None:
             object.__setattr__(self, "bits", most)
         else:
-            rule = (
-                f"an integer from 0 to {most}, so that {self.clients} x {bound} stays below 2**31"
-            )
+            below = f"so that {self.clients} x {bound} stays below 2**31"
+            rule = f"an integer from 0 to {most}, {below}"
             check("FixedPoint", "bits", bits, is_whole(bits, 0, most), rule, most)
 
     @property
@@ -102,7 +97,5 @@ class FixedPoint:
 
 def _most_bits(bound: float, clients: int) -> int | None:
     """The most bits with clients * ceil(bound * 2**bits) < 2**31."""
-    fits = lambda bits: clients * math.ceil(bound * 2.0**bits) < LIMIT
-    if not fits(0):
-        return None
-    return next(b for b in range(52) if not fits(b + 1) or b == 51)
+    fits = [b for b in range(52) if clients * math.ceil(bound * 2.0**b) < LIMIT]
+    return fits[-1] if fits else None

@@ -5,8 +5,6 @@ advertised. A round that is given up and begun anew, with the same number and th
 another attempt, and nothing of the first counts in it.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
@@ -88,9 +86,6 @@ class Opened(NamedTuple):
     signature: bytes
 
 
-# -- keys, and what they are bound to -------------------------------------------------------------
-
-
 def check_keys(keys: Sequence[Keys], round: int, directory: Mapping[int, bytes]) -> dict[int, Keys]:
     """Advertised keys by client; Refused unless of this round, 32 bytes, signed, none twice."""
     for m in keys:
@@ -144,9 +139,6 @@ def own_key(secret: bytes, round: int, u: int, attempt: bytes) -> bytes:
     return prim.derive(secret, "own mask", round, u, attempt=attempt)
 
 
-# -- what is signed -------------------------------------------------------------------------------
-
-
 def ballot(round: int, answered: Iterable[int], attempt: bytes) -> bytes:
     """What a voter signs: the list of who answered, in any order, in this attempt."""
     return prim.label("vote", round, *sorted(answered), attempt=attempt)
@@ -161,9 +153,6 @@ def signed_text(m: Masked | Opened, attempt: bytes) -> bytes:
     for owner, (i, share) in [*sorted(m.answered.items()), *sorted(m.gone.items())]:
         text += struct.pack(">3Q", owner, i, len(share)) + share
     return text
-
-
-# -- masks and threshold ---------------------------------------------------------------------------
 
 
 def sign(u: int, v: int) -> int:

@@ -9,8 +9,6 @@ operating system, never from a seed.
 ``attempt`` is the SHA-256 of the attempt's keys: another of any gives an unrelated key.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 from functools import cache
@@ -69,10 +67,7 @@ def agree(private: Any, public: bytes, purpose: str, *numbers: int, attempt: byt
     """The key, 32 bytes, that two have in common: X25519, then :func:`derive`.
 
     ``private`` is mine, of :func:`key_pair`, ``public`` the other's; both give the numbers in the
-    same order.
-
-    Raises:
-        ValueError: If the public key is no key (a point of low order, say).
+    same order. ValueError if the public key is no key (a point of low order, say).
 
     Example:
         >>> (a, A), (b, B) = (key_pair(fresh(), "mask", 0, k) for k in (1, 2))
@@ -124,10 +119,7 @@ def seal(key: bytes, text: bytes, bound: bytes) -> bytes:
 
 
 def unseal(key: bytes, sealed: bytes, bound: bytes) -> bytes:
-    """The text of :func:`seal`.
-
-    Raises:
-        ValueError: If key, letter or ``bound`` is another: one altered bit is enough.
+    """The text of :func:`seal`; ValueError if key, letter or ``bound`` differs in a single bit.
 
     Example:
         >>> unseal(bytes(32), seal(bytes(32), b"share", b"1 to 2"), b"1 to 3")

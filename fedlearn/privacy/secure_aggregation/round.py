@@ -1,7 +1,5 @@
 """One round of secure aggregation in this process, every message included. See ``README.md``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from time import perf_counter
@@ -121,7 +119,7 @@ def exchange(
     clients: Mapping[int, Client],
     server: Server,
     there: There = _everybody,
-    log: _Log | None = None,
+    log: "_Log | None" = None,
 ) -> dict[int, list[Sealed]]:
     """Stages 1 and 2: keys and shares. -> receiver: its letters
 
@@ -153,7 +151,7 @@ def unmask(
     clients: Mapping[int, Client],
     server: Server,
     there: There = _everybody,
-    log: _Log | None = None,
+    log: "_Log | None" = None,
 ) -> np.ndarray:
     """Stages 4 and 5: votes and shares. -> (d,) uint32, what to take off the server's sum
 

@@ -1,31 +1,13 @@
 """The server's side of secure aggregation: what it checks, adds up and opens."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
+from . import messages as wire
 from . import primitives as prim
-from .messages import (
-    Keys,
-    Masked,
-    Opened,
-    Refused,
-    Sealed,
-    TooFew,
-    Vote,
-    add,
-    attempt_of,
-    ballot,
-    check_keys,
-    own_key,
-    pair_key,
-    place,
-    sign,
-    signed_text,
-)
+from .messages import Keys, Masked, Opened, Refused, Sealed, TooFew, Vote
 
 
 class Server:
@@ -57,9 +39,9 @@ class Server:
 
     def keys(self, keys: Sequence[Keys]) -> list[Keys]:
         """Stage 1 -> what is broadcast: all keys."""
-        self._cohort = check_keys(keys, self.round, self._directory)
+        self._cohort = wire.check_keys(keys, self.round, self._directory)
         self._enough("keys", len(keys))
-        self._attempt = attempt_of(self._cohort)
+        self._attempt = wire.attempt_of(self._cohort)
         return list(keys)
 
     def route(self, letters: Iterable[Sealed]) -> dict[int, list[Sealed]]:
@@ -83,7 +65,7 @@ class Server:
         if message.y.dtype != np.uint32 or message.y.ndim != 1:
             self._refuse(f"client {u}'s vector is {message.y.dtype}, not (d,) uint32")
         self._expected([u])
-        if not self._is_from(u, message.signature, signed_text(message, self._attempt)):
+        if not self._is_from(u, message.signature, wire.signed_text(message, self._attempt)):
             self._refuse(f"client {u}'s vector is not signed by it for this attempt")
         self.add_sum([u], message.y)
 
@@ -110,7 +92,7 @@ class Server:
         Refused: a vote for another list or attempt, of somebody not on the list, or a second one.
         Passed on, it would make every client refuse.
         """
-        text = ballot(self.round, self._answered, self._attempt)
+        text = wire.ballot(self.round, self._answered, self._attempt)
         for v in votes:
             known = v.round == self.round and v.client in self._answered
             if not known or not self._is_from(v.client, v.signature, text):
@@ -133,18 +115,16 @@ class Server:
         found = np.zeros(len(self.sum), np.uint32)
         for u in self._answered:
             secret = self._restored(u, [m.answered for m in opened])
-            add(found, [(own_key(secret, self.round, u, self._attempt), 1)])
+            wire.add(found, [(wire.own_key(secret, self.round, u, self._attempt), 1)])
         for v in self._gone():
             key = self._key_of(v, opened)
-            pairs = [(self._pair(key, u, v), sign(u, v)) for u in self._answered]
-            add(found, pairs)
+            pairs = [(self._pair(key, u, v), wire.sign(u, v)) for u in self._answered]
+            wire.add(found, pairs)
         return found
 
     def total(self, opened: Sequence[Opened]) -> np.ndarray:
         """Stage 5 -> (d,) uint32: the sum of the vectors of those who answered."""
         return self.sum - self.masks(opened)
-
-    # -- what it checks ---------------------------------------------------------------------------
 
     def _expected(self, clients: Sequence[int]) -> None:
         if self._closed:
@@ -160,11 +140,11 @@ class Server:
     def _fits(self, m: Opened) -> None:
         if m.round != self.round or m.client not in self._voters:
             self._refuse(f"shares from client {m.client} of round {m.round}: it hasn't voted here")
-        shares, i = [*m.answered.values(), *m.gone.values()], place(self._cohort, m.client)
+        shares, i = [*m.answered.values(), *m.gone.values()], wire.place(self._cohort, m.client)
         asked = m.answered.keys() == set(self._answered) and m.gone.keys() == set(self._gone())
         if not asked or any(s[0] != i or len(s[1]) != prim.SEED for s in shares):
             self._refuse(f"client {m.client} sent other shares than it was asked for")
-        if not self._is_from(m.client, m.signature, signed_text(m, self._attempt)):
+        if not self._is_from(m.client, m.signature, wire.signed_text(m, self._attempt)):
             self._refuse(f"the shares from client {m.client} are not signed by it for this attempt")
 
     def _is_from(self, client: int, signature: bytes, text: bytes) -> bool:
@@ -180,8 +160,6 @@ class Server:
     def _gone(self) -> list[int]:
         return sorted(self._shared - set(self._answered))
 
-    # -- what it opens ----------------------------------------------------------------------------
-
     def _key_of(self, v: int, opened: Sequence[Opened]) -> Any:
         secret = self._restored(v, [m.gone for m in opened])
         key, public = prim.key_pair(secret, "mask", self.round, v)
@@ -193,7 +171,7 @@ class Server:
         return key
 
     def _pair(self, key: Any, u: int, v: int) -> bytes:
-        return pair_key(key, self._cohort[u].mask, self.round, u, v, self._attempt)
+        return wire.pair_key(key, self._cohort[u].mask, self.round, u, v, self._attempt)
 
     def _restored(self, owner: int, held: list[dict[int, prim.Share]]) -> bytes:
         shares = {i: s for own in held if owner in own for i, s in [own[owner]]}

@@ -1,7 +1,5 @@
 """Secure aggregation as stages of the federated loop's pipeline."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -150,11 +148,9 @@ class _Desk:
                 "secure_mean: an asynchronous run has no common round in which masks could cancel; "
                 "use federate(clients, ...), where the cohort answers together"
             )
-        rule = "clients that are called once each: draw without replacement"
-        once = len(set(here[1])) == len(here[1])
-        check(
-            "secure_mean", "the cohort", list(here[1]), once, rule, "weighted(k, n, replace=False)"
-        )
+        cohort, rule = list(here[1]), "clients that are called once each: draw without replacement"
+        once, so = len(set(cohort)) == len(cohort), "weighted(k, n, replace=False)"
+        check("secure_mean", "the cohort", cohort, once, rule, so)
         self._no_wrapping(len(here[1]))
         try:
             t = check_threshold("secure_mean", self._threshold, len(here[1]))
