@@ -221,19 +221,19 @@ def fine(what, value, name):
     return False
 
 
-@pytest.mark.parametrize("name", NO_NUMBER)
 @pytest.mark.parametrize("what", ALL)
-def test_what_is_no_number_in_range_is_refused_in_words(what, name):
-    value = NO_NUMBER[name]
-    if fine(what, value, name):
-        return
-    refused(what, value)
+def test_what_is_no_number_in_range_is_refused_in_words(what, subtests):
+    for name, value in NO_NUMBER.items():
+        if not fine(what, value, name):
+            with subtests.test(name):
+                refused(what, value)
 
 
-@pytest.mark.parametrize("name", NO_WHOLE)
 @pytest.mark.parametrize("what", WHOLE)
-def test_what_is_not_whole_is_refused_in_words(what, name):
-    refused(what, NO_WHOLE[name])
+def test_what_is_not_whole_is_refused_in_words(what, subtests):
+    for name, value in NO_WHOLE.items():
+        with subtests.test(name):
+            refused(what, value)
 
 
 EDGES = {

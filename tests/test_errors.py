@@ -96,19 +96,19 @@ BAD = {
     # partition
     "alpha 0": (
         lambda: partition.dirichlet_label(Y, 3, rng(), 0.0),
-        ["dirichlet_label", "alpha must be > 0", "got 0.0", "e.g. 0.5"],
+        ["dirichlet_label", "alpha must be > 0", "got 0.0", "e.g. alpha=0.1"],
     ),
     "alpha negative": (
         lambda: partition.dirichlet_client(Y, 3, rng(), -1.0),
-        ["dirichlet_client", "alpha must be > 0", "got -1.0", "e.g. 0.5"],
+        ["dirichlet_client", "alpha must be > 0", "got -1.0", "e.g. alpha=0.1"],
     ),
     "alpha nan": (
         lambda: partition.quantity(Y, 3, rng(), nan),
-        ["quantity", "alpha must be > 0", "got nan", "e.g. 0.5"],
+        ["quantity", "alpha must be > 0", "got nan", "e.g. alpha=0.1"],
     ),
     "alpha inf": (
         lambda: partition.client_mixes(3, 3, rng(), inf),
-        ["client_mixes", "alpha must be > 0 and finite", "got inf", "e.g. 0.5"],
+        ["client_mixes", "alpha must be > 0 and finite", "got inf", "e.g. alpha=0.1"],
     ),
     "more clients than examples": (
         lambda: partition.iid(Y, 31, rng()), ["iid", "31 clients", "got 30", "e.g. n_clients=15"],
