@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import nbformat
 
-PANELS = {"Compare", "Explorable", "Panel", "Sweep", "ToyPanel"}
+PANELS = {"Compare", "Explorable", "Panel", "Sweep"}
 GIVEN = {*dir(builtins), "__name__", "display", "get_ipython"}
 CHANGES = {"add", "append", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
 COMPREHENSIONS = {"listcomp", "setcomp", "dictcomp", "genexpr"}
