@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .checks import RoundFailed, check, number, positive, whole
+from .checks import RoundFailed, check, is_whole, number, positive, whole
 from .transform import Reduce
 
 
@@ -143,14 +143,12 @@ def multi_krum(f: int, m: int | None = None) -> Reduce:
     Reference: Blanchard et al., 2017 (Multi-Krum).
     """
     whole("multi_krum", "f", f, 0, example=1)
-    if m is not None:
-        whole("multi_krum", "m", m, example=3)
+    check("multi_krum", "m", m, m is None or is_whole(m), "an integer >= 1", 3)
 
     def apply(delta: Tensor, p: Tensor) -> Tensor:
         K = len(delta)
-        _enough("krum", K, f, 2 * f + 3)
+        _enough("krum", K, f, max(2 * f + 3, f + (m or 0)))
         keep = K - f - 2 if m is None else m
-        check("multi_krum", "m", m, keep <= K - f, f"at most K - f = {K - f}", K - f)
         best = _ranked(_squared_distances(delta), delta.norm(dim=1), f)[:keep]
         return delta[best].mean(0)
 

@@ -44,9 +44,10 @@ def decode(content: bytes, path: str | Path, device: torch.device | str = "cpu")
 
 def claim(path: str | Path | None) -> Path:
     """The path for a checkpoint, refused early where it can't be written or is somebody's file."""
-    to, rule = Path(str(path)), "a new file in a folder that exists, or a checkpoint of fedlearn"
+    to = Path(str(path)).expanduser().resolve()  # also if the folder changes, or behind a link
     ours = to.is_file() and to.read_bytes()[: len(MAGIC)] == MAGIC
-    ok = path is not None and (ours or (to.parent.is_dir() and not to.exists()))
+    rule = "a new file in a folder that exists, or a checkpoint of fedlearn"
+    ok = isinstance(path, (str, Path)) and (ours or (to.parent.is_dir() and not to.exists()))
     check("checkpoint", "the path", path and str(path), ok, rule, "'run.ckpt'")
     return to
 
@@ -59,14 +60,14 @@ def _check_plain(value: Any, where: str = "the run") -> None:
     if isinstance(value, (dict, list, tuple)):
         for k, v in value.items() if isinstance(value, dict) else enumerate(value):
             _check_plain(v, f"{where}[{k!r}]")
+            check("checkpoint", f"a name in {where}", k, type(k) in (str, int), "text", "'loss'")
 
 
 def check_same(there: dict[str, Any], here: dict[str, Any]) -> None:
     """Refuse a checkpoint of another recipe; the message names what differs."""
     if other := differences(there, here):
-        more = f" and {len(other) - 4} more" * (len(other) > 4)
         raise ValueError(
             f"resume: the run must have the recipe that it began with, got another: "
-            f"{'; '.join(other[:4])}{more}; take the old values, or begin a new run, e.g. "
+            f"{'; '.join(other[:4])}; take the old values, or begin a new run, e.g. "
             f"resume=None"
         )

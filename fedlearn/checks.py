@@ -25,9 +25,8 @@ def check(name: str, argument: str, value: Any, ok: bool, rule: str, example: An
         ValueError: fedprox: mu must be >= 0 and finite, got -1.0, e.g. mu=0.1
     """
     if not ok:
-        raise ValueError(
-            f"{name}: {argument} must be {rule}, got {value!r}, e.g. {argument}={example}"
-        )
+        said = f"{argument} must be {rule}, got {value!r}, e.g. {argument}={example}"
+        raise ValueError(f"{name}: {said}")
 
 
 def is_whole(value: Any, low: float = 1, high: float = math.inf) -> bool:

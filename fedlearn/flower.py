@@ -168,6 +168,8 @@ class GridClients:
             answer = back.get(self.node_of[k])
             if answer is None or answer.has_error():
                 why = "no answer in time" if answer is None else answer.error.reason
+                if "client_app: this node" in why:  # what it has forgotten, no later round brings
+                    raise ValueError(f"GridClients: client {k} (node {self.node_of[k]}): {why}")
                 raise RoundFailed(
                     f"GridClients: client {k} (node {self.node_of[k]}) failed in round "
                     f"{ctx.round}: {why}; go on without it, e.g. federate(..., skip=3), or raise "

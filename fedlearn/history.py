@@ -15,6 +15,7 @@ from .checks import check
 from .partition.files import write_whole
 
 OWN = ("round", "bytes", "train_loss", "seconds")  # columns that no metric may be called
+RESERVED = (*OWN, "epsilon", "staleness")  # and what some runs add to the metrics themselves
 
 
 class Round(NamedTuple):
@@ -127,24 +128,24 @@ class History:
 
     def check(self, metrics: dict[str, Any], own: tuple[str, ...] = OWN) -> dict[str, Any]:
         """The metrics; ValueError for one that is no number, or called like a column of our own."""
+        known = isinstance(metrics, dict)
+        check("evaluate", "what it returns", metrics, known, "a dict of numbers", {"loss": 0.9})
         for name, v in metrics.items():
-            rule = f"named otherwise than the history's own columns {', '.join(own)}"
-            check("History", "a metric", name, name not in own, rule, f"'test_{name}'")
+            check("History", "a metric", name, name not in own, f"none of {own}", f"'test_{name}'")
             rule = "a number; the history has one a round"
             check("History", f"metrics[{name!r}]", v, isinstance(_item(v), (int, float)), rule, 0.9)
-        return metrics
+        return {str(name): v for name, v in metrics.items()}
 
     def add(self, r: Round) -> None:
         """Append one round; again, if Ctrl-C ended the first try. ValueError as in check."""
-        self.check(r.metrics)
-        self.theta = r.theta
+        metrics, self.theta = self.check(r.metrics), r.theta.clone()
         n = len(self)
         last = {k: v[n - 1] for k, v in self.columns.items()} if n else {}
         moved = r.sent * len(r.called) + r.received * len(r.answered)
         row = {"round": r.t + 1, "bytes": last.get("bytes", 0) + moved, "train_loss": r.loss}
         if not math.isnan(r.seconds) or "seconds" in last:  # nobody answered: the clock stands
             row["seconds"] = last.get("seconds", 0) + np.nan_to_num(r.seconds).item()
-        row |= {name: _item(v) for name, v in r.metrics.items()}
+        row |= {name: _item(v) for name, v in metrics.items()}
         for name in row:
             self.columns.setdefault(name, [math.nan] * n)
         for name in reversed(self.columns):  # "round", which counts, comes last
@@ -200,4 +201,5 @@ def _plain(v: Any) -> Any:
 def _item(v: Any) -> Any:
     """Python's own number for NumPy's or for a tensor of one: what any file can hold."""
     one = isinstance(v, (Tensor, np.generic, np.ndarray)) and math.prod(v.shape) == 1
-    return v.item() if one else v
+    v = v.item() if one else v
+    return int(v) if isinstance(v, bool) else v

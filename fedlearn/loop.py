@@ -16,11 +16,10 @@ from . import checkpoint as disk
 from .algorithms.base import Message, Reply, State, nbytes, payload
 from .checks import RoundFailed, whole
 from .diagnostics import describe
-from .history import OWN, Diverged, History, Round
+from .history import RESERVED, Diverged, History, Round
 from .participation import Call, uniform
-from .partition.files import write_whole
+from .partition.files import put_aside, write_whole
 from .recipe import Memories, Recipe, no_reply
-from .simulated import Simulated
 from .transform import Context
 
 Evaluate = Callable[[Tensor], dict[str, float]]  # theta -> metrics
@@ -85,7 +84,7 @@ class Run:
         history: :class:`History` of all rounds so far, those before a resume included.
 
     Example:
-        >>> from fedlearn import algorithms, model
+        >>> from fedlearn import Simulated, algorithms, model
         >>> task = model.softmax_regression(2, 2)
         >>> recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0)
         >>> two = Simulated(recipe, torch.eye(2), torch.tensor([0, 1]), [np.arange(2)] * 2)
@@ -127,8 +126,7 @@ class Run:
         try:
             self._settle()
             if self.ends(self.t):
-                more = bool(self.t < self.rounds)
-                self.history.stopped = "the budget allows no further round" * more
+                self.history.stopped = "the budget is spent" if self.t < self.rounds else ""
                 raise StopIteration
             rounds, self._rounds = self._rounds or self.loop(self), None
             self.history.failed.pop(self.t, None)  # of a try that was interrupted
@@ -170,7 +168,7 @@ class Run:
             bad = ~reply["delta"].isfinite().all(1).cpu().numpy()
             raise Diverged(t, ctx.answered[bad].tolist(), self.history)
         if self.evaluate and ((t + 1) % self.every == 0 or self.ends(t + 1)):
-            metrics |= self.history.check(self.evaluate(theta), (*OWN, "epsilon", "staleness"))
+            metrics |= self.history.check(self.evaluate(theta.clone()), RESERVED)
         if self.account:
             metrics["epsilon"] = self.account.spent(t + 1)
         loss = float(p @ reply["loss"] / p.sum()) if heard else math.nan
@@ -223,13 +221,13 @@ class Run:
 
     def save(self, path: Place = None) -> Path:
         """Write all that the run is, to ``path`` or to its ``checkpoint``; whole or not at all."""
-        return write_whole(disk.claim(path or self._path), disk.encode(self.value()))
+        to = self._path if path is None and self._path else disk.claim(path)
+        return write_whole(to, disk.encode(self.value()))
 
     @cached_property
     def made(self) -> dict[str, Any]:
         """What the run is made of, flat: what a checkpoint of it must find again."""
-        data = self.clients.data() if isinstance(self.clients, Simulated) else None
-        how = {"recipe": self.recipe, "cohort": self.call, "loop": self.loop, "data": data}
+        how = {"recipe": self.recipe, "cohort": self.call, "loop": self.loop, "data": self.clients}
         how |= {"privacy": self.account and self.account.ledger, "clients": self.clients.count}
         return describe(how, "run")
 
@@ -247,8 +245,11 @@ class Run:
         if checkpoint is not None or resume is True:
             self._path, self._save_every = disk.claim(checkpoint), save_every
             disk.encode(self.value())  # what can't be written is refused now
-            resume = self._path.exists() and self._path if resume is True else resume
-        if not resume:
+            if resume is True:
+                resume = self._path if self._path.exists() else None
+            elif resume is None:  # what is there is another run's: nobody asked to go on with it
+                put_aside(self._path)
+        if resume is None or resume is False:
             return self
         if isinstance(resume, Run):
             content, where = disk.encode(resume.value()), "of another run"
@@ -285,6 +286,7 @@ def federate(
         skip: Rounds of the run that may fail for a reason that the next may not have, a cohort too
             small for its rule, say. They change nothing, and ``history.failed`` lists them.
         checkpoint: A file for all that the run is, written after rounds and when anything ends it.
+            What is there already, and isn't resumed, is kept under its name with ``.before``.
         save_every: Write it every so many rounds, and after the last.
         resume: Go on where another run is: the path of a checkpoint, or a :class:`Run`, which stays
             as it is; True for ``checkpoint``, if it is there. Same bits as in one go.
@@ -294,12 +296,13 @@ def federate(
 
     Raises:
         ValueError: At once, if a number is out of range, a checkpoint damaged or of another recipe.
+        FileNotFoundError: If there is no file to resume.
         Diverged: From the iterator, when a parameter becomes inf or NaN.
         RoundFailed: From the iterator, beyond ``skip``; ``next`` begins the next round. Whatever
             ends a round, the error carries ``history``.
 
     Example:
-        >>> from fedlearn import Recipe, algorithms, data, model, partition
+        >>> from fedlearn import Recipe, Simulated, algorithms, data, model, partition
         >>> from fedlearn.rng import Use, numpy_rng
         >>> digits = data.load("digits")
         >>> task = model.softmax_regression(64, 10)
@@ -349,7 +352,7 @@ def collect(rounds: Iterable[Round], *, progress: int | None = None) -> History:
         history.stopped = history.stopped or str(e) or type(e).__name__
         warnings.warn(history.stopped, RuntimeWarning, stacklevel=2)
     except Exception as e:
-        setattr(e, "history", history)  # noqa: B010
+        setattr(e, "history", getattr(e, "history", history))  # noqa: B010
         e.add_note(f"The {len(history)} rounds before are kept, as the error's `history`.")
         raise
     return history

@@ -51,9 +51,9 @@ class Recipe:
     equal: bool = False
 
     def __post_init__(self) -> None:
-        vector = self.theta.dim() == 1 and bool(self.theta.isfinite().all())
-        got = tuple(self.theta.shape) if self.theta.dim() != 1 else "inf or NaN in it"
-        check("Recipe", "theta", got, vector, "a finite vector (d,)", "task.theta0")
+        theta, rule = self.theta, "a finite vector (d,), a tensor"
+        ok = isinstance(theta, Tensor) and theta.dim() == 1 and bool(theta.isfinite().all())
+        check("Recipe", "theta", getattr(theta, "shape", theta), ok, rule, "task.theta0")
         rule = "an integer >= 1, or None for all of a client's examples"
         check("Recipe", "batch", self.batch, self.batch is None or is_whole(self.batch), rule, 32)
         whole("Recipe", "epochs", self.epochs, example=5)
@@ -92,6 +92,8 @@ def client_step(
         {"delta": (K, d), "n": (K,), "loss": (K,), ...}, and what they remember now.
     """
     reply, own = recipe.algorithm.client(message, shards, memory[0])
+    known, rule = sorted(memory[0]), "what the method's memory(theta0) declares"
+    check("client", "what is kept", sorted(own), set(own) <= set(known), rule, known)
     delta, stages = recipe.pipeline.encode(reply["delta"], shards.n, memory[1:], ctx)
     return {**reply, "delta": delta, "n": shards.n}, (own, *stages)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -71,10 +70,6 @@ class Simulated:
         """What the clients of a new run remember, {name: (N, ...)} each."""
         wide = lambda v: v.to(self.device).expand(self.count, *v.shape).clone()
         return tuple({k: wide(v) for k, v in kept.items()} for kept in self.recipe.memory())
-
-    def data(self) -> dict[str, Any]:
-        """What else decides the bits of a run: a checkpoint of another is refused."""
-        return {k: vars(self)[k] for k in ("x", "y", "parts", "chunk", "fleet")}
 
     def run(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
         """Train the clients ``ctx.answered``; ``memory`` (N, ...) is read, not written.

@@ -179,7 +179,7 @@ BAD = {
     "krum: f=5 attackers need a cohort of at least 13": lambda: A.krum(5).apply(
         updates(), weights()
     ),
-    "multi_krum: m must be at most K - f = 10": lambda: A.multi_krum(1, 11).apply(
+    "krum: f=1 attackers need a cohort of at least 12, got 11": lambda: A.multi_krum(1, 11).apply(
         updates(), weights()
     ),
     "bulyan: f=3 attackers need a cohort of at least 15": lambda: A.bulyan(3).apply(

@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import time
@@ -24,12 +25,13 @@ import torch
 from problems import METHODS, problem
 from runs import KINDS, ROUNDS, fresh, look, of_round, of_run, start
 
-from fedlearn import Recipe, Simulated, aggregate, algorithms, federate, loop
+from fedlearn import History, Recipe, Simulated, aggregate, algorithms, federate, loop
 from fedlearn.algorithms import fedavg, fedprox, scaffold, scheduled
 from fedlearn.asynchronous import asynchronous, polynomial
+from fedlearn.attacks.byzantine import Byzantine, sign_flip
 from fedlearn.checkpoint import MAGIC
 from fedlearn.fleet import fleet
-from fedlearn.model import mlp
+from fedlearn.model import from_module, mlp
 from fedlearn.participation import dropouts, poisson, uniform, weighted
 from fedlearn.partition import files
 from fedlearn.privacy import adaptive_clip, dp_federate, private_mean
@@ -162,7 +164,8 @@ def test_the_file_is_flushed_before_it_takes_the_place_of_the_old_one(tmp_path, 
 
     def synced(handle):
         name = os.readlink(f"/proc/self/fd/{handle}")
-        log.append(("fsync", name, Path(name).read_bytes()[: len(MAGIC)] == MAGIC))
+        content = b"" if Path(name).is_dir() else Path(name).read_bytes()
+        log.append(("fsync", name, content[: len(MAGIC)] == MAGIC))
         fsync(handle)
 
     monkeypatch.setattr(files.os, "fsync", synced)
@@ -171,8 +174,9 @@ def test_the_file_is_flushed_before_it_takes_the_place_of_the_old_one(tmp_path, 
     )
     run = start("fedavg", checkpoint=path)
     next(run)
-    (what, name, whole), (then, source, target) = log
+    (what, name, whole), (then, source, target), (last, folder, _) = log
     assert (what, whole, then, source, target) == ("fsync", True, "replace", name, str(path))
+    assert (last, folder) == ("fsync", str(tmp_path))  # and the folder, which holds the name
     assert Path(name).parent == tmp_path and name != str(path)
     assert os.listdir(tmp_path) == ["a"]
 
@@ -733,3 +737,197 @@ def test_a_process_killed_at_100_random_moments_loses_no_round(tmp_path, record_
 
 def test_resumed_methods_are_all_of_the_battery():
     assert set(METHODS) <= set(KINDS) and algorithms.fedavg is fedavg
+
+
+# -- what else decides a run -----------------------------------------------------------------------
+
+
+class Relabel:
+    """A user's own clients: those of another, with a wish of their own."""
+
+    def __init__(self, clients, wish):
+        self.clients, self.wish, self.cache = clients, wish, {}
+        self.recipe, self.count, self.device = clients.recipe, clients.count, clients.device
+        self.memory = clients.memory
+
+    def run(self, message, ctx, memory):
+        self.cache[ctx.round] = len(ctx.answered)
+        return self.clients.run(message, ctx, memory)
+
+
+def digits_like(y=None):
+    return Simulated(recipe_of(), P.x, P.y if y is None else y, P.parts)
+
+
+def recipe_of(**kw):
+    return Recipe(algorithms.fedavg(TASK, 0.1), TASK.theta0, seed=3, **kw)
+
+
+CLIENTS = {  # name: two clients that differ in one thing, and the word for it
+    "the attack": (lambda: Byzantine(digits_like(), [0], sign_flip(1.0)),
+                   lambda: Byzantine(digits_like(), [0], sign_flip(9.0)), "scale was 1.0, is 9.0"),
+    "the attackers": (lambda: Byzantine(digits_like(), [0], sign_flip(1.0)),
+                      lambda: Byzantine(digits_like(), [2, 3], sign_flip(1.0)), "attackers"),
+    "data behind a wrapper": (lambda: Byzantine(digits_like(), [0], sign_flip(1.0)),
+                              lambda: Byzantine(digits_like(P.y.flip(0)), [0], sign_flip(1.0)),
+                              "y was"),
+    "an own wrapper's wish": (lambda: Relabel(digits_like(), 1), lambda: Relabel(digits_like(), 2),
+                              "wish was 1, is 2"),
+    "data behind an own one": (lambda: Relabel(digits_like(), 1),
+                               lambda: Relabel(digits_like(P.y.flip(0)), 1), "y was"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_other_clients_are_refused_and_the_same_are_not(name, tmp_path):
+    one, other, word = CLIENTS[name]
+    next(federate(one(), rounds=3, checkpoint=tmp_path / "a"))
+    with pytest.raises(ValueError, match=re.escape(word)):
+        federate(other(), rounds=3, resume=tmp_path / "a")
+    assert federate(one(), rounds=3, resume=tmp_path / "a").t == 1
+
+
+def test_clients_that_remember_what_they_saw_may_go_on(tmp_path):
+    clients = Relabel(digits_like(), 1)
+    next(federate(clients, rounds=3, checkpoint=tmp_path / "a"))
+    assert clients.cache and federate(clients, rounds=3, resume=tmp_path / "a").t == 1
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, k, f=torch.relu):
+        super().__init__()
+        self.out, self.k = torch.nn.Linear(6, 3, dtype=torch.float64), k
+        torch.nn.init.zeros_(self.out.weight)
+        torch.nn.init.zeros_(self.out.bias)
+
+    def forward(self, x):
+        return self.out(x) * self.k
+
+
+class Squared(Scaled):
+    def forward(self, x):
+        return self.out(x) ** 2 * self.k
+
+
+def of_module(net):
+    task = from_module(net)
+    recipe = Recipe(algorithms.fedavg(task, 0.1), task.theta0, seed=3)
+    return Simulated(recipe, P.x, P.y, P.parts)
+
+
+@pytest.mark.parametrize("other", [Scaled(3.0), Squared(1.0)])
+def test_another_module_is_refused(other, tmp_path):
+    next(federate(of_module(Scaled(1.0)), rounds=3, checkpoint=tmp_path / "a"))
+    with pytest.raises(ValueError, match="got another"):
+        federate(of_module(other), rounds=3, resume=tmp_path / "a")
+    assert federate(of_module(Scaled(1.0)), rounds=3, resume=tmp_path / "a").t == 1
+
+
+WRITTEN = [  # what a student writes in a method, and then writes otherwise
+    ("a, b = 0.9, 0.1", "a, b = 0.2, 0.3"),
+    ("a = 1.0 if 1 in {10} else 0.5", "a = 1.0 if 1 in {4} else 0.5"),
+    ("a = CFG['lr']", "a = CFG['lr']"),
+    ("a = W[0]", "a = W[0]"),
+]
+
+
+@pytest.mark.parametrize("before, after", WRITTEN)
+def test_another_method_is_refused_whatever_was_changed_in_it(before, after, tmp_path):
+    def clients(line, world):
+        names = {"algorithms": algorithms, "TASK": TASK, **world}
+        text = (
+            f"def own():\n    base = algorithms.fedavg(TASK, 0.1)\n"
+            f"    def server(state, delta, reply, p):\n        {line}\n"
+            f"        return {{'theta': state['theta'] + a * delta}}\n"
+            f"    return base._replace(server=server)\n"
+        )
+        exec(text, names)
+        recipe = Recipe(names["own"](), TASK.theta0, seed=3)
+        return Simulated(recipe, P.x, P.y, P.parts)
+
+    one = {"CFG": {"lr": 1.0}, "W": torch.tensor([1.0])}
+    two = {"CFG": {"lr": 5.0}, "W": torch.tensor([3.0])} if before == after else one
+    next(federate(clients(before, one), rounds=3, checkpoint=tmp_path / "a"))
+    with pytest.raises(ValueError, match="got another"):
+        federate(clients(after, two), rounds=3, resume=tmp_path / "a")
+    assert federate(clients(before, one), rounds=3, resume=tmp_path / "a").t == 1
+
+
+def test_what_is_there_and_not_resumed_is_kept(tmp_path):
+    path = tmp_path / "a"
+    list(federate(digits_like(), rounds=5, checkpoint=path))
+    next(federate(digits_like(), rounds=5, checkpoint=path))  # the same cell once more
+    assert federate(digits_like(), rounds=5, resume=path).t == 1
+    assert federate(digits_like(), rounds=5, resume=tmp_path / "a.before").t == 5
+
+
+def test_a_path_stays_where_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "r").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "b")
+    for name, there in (("a", tmp_path / "a"), ("link", tmp_path / "real" / "b")):
+        monkeypatch.chdir(tmp_path)
+        run = federate(digits_like(), rounds=3, checkpoint=name)
+        next(run)
+        monkeypatch.chdir(tmp_path / "real")
+        list(run)
+        assert federate(digits_like(), rounds=3, resume=there).t == 3
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("names", [np.array(["acc", "auc"]), np.unique([0, 1]), [0, 1]])
+def test_any_name_of_a_metric_comes_back(names, tmp_path):
+    evaluate = lambda theta: {k: 0.5 for k in names}  # noqa: C420
+    list(federate(digits_like(), rounds=2, evaluate=evaluate, checkpoint=tmp_path / "a"))
+    run = federate(digits_like(), rounds=4, evaluate=evaluate, resume=tmp_path / "a")
+    list(run)
+    whole = federate(digits_like(), rounds=4, evaluate=evaluate)
+    list(whole)
+    assert run.history == whole.history
+
+
+@pytest.mark.parametrize("resume", ["", 0, 3.5, [1], History()])
+def test_what_is_no_run_is_no_fresh_start(resume):
+    with pytest.raises((ValueError, TypeError, OSError)):
+        federate(digits_like(), rounds=2, resume=resume)
+
+
+@pytest.mark.parametrize("checkpoint", [True, 3, 0, ""])
+def test_what_is_no_path_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="the path must be"):
+        federate(digits_like(), rounds=2, checkpoint=checkpoint)
+
+
+def test_nobody_outside_can_change_a_run():
+    """Neither ``evaluate`` nor whoever gets the round holds the run's own tensors."""
+    quiet = federate(digits_like(), rounds=4)
+    list(quiet)
+    loud = federate(
+        digits_like(), rounds=4, evaluate=lambda theta: {"a": float(theta.zero_().sum())}
+    )
+    for r in loud:
+        r.theta.zero_()
+    assert torch.equal(loud.state["theta"], quiet.state["theta"])
+    assert torch.equal(loud.history.theta, quiet.history.theta)
+
+
+def test_what_a_method_does_not_declare_it_can_not_keep():
+    base = algorithms.fedavg(TASK, 0.1)
+
+    def client(message, shards, memory):
+        return base.client(message, shards, {})[0], {"x": shards.n}
+
+    run = federate(
+        Simulated(Recipe(base._replace(client=client), TASK.theta0), P.x, P.y, P.parts), rounds=2
+    )
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"client: what is kept must be .* got \['x'\]"):
+            next(run)
+        assert run.t == len(run.history) == 0
+
+
+@pytest.mark.parametrize("given", [None, 0.5, [("a", 1.0)]])
+def test_what_evaluate_returns_is_a_dict(given):
+    with pytest.raises(ValueError, match="evaluate: what it returns must be a dict of numbers"):
+        next(federate(digits_like(), rounds=2, evaluate=lambda theta: given))

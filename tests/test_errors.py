@@ -220,7 +220,7 @@ BAD = {
     # recipe, clients, loop
     "theta no vector": (
         lambda: Recipe(algorithms.fedavg(TASK, 0.1), torch.zeros(3, 5)),
-        ["Recipe", "theta", "(3, 5)", "e.g. theta=task.theta0"],
+        ["Recipe", "theta", "[3, 5]", "e.g. theta=task.theta0"],
     ),
     "theta not finite": (
         lambda: Recipe(algorithms.fedavg(TASK, 0.1), TASK.theta0 + nan),

@@ -70,12 +70,10 @@ def test_a_metric_named_like_its_own_columns_is_refused(name, tmp_path):
     assert set(OWN) == {"round", "bytes", "train_loss", "seconds"}
     run = start("fedavg", evaluate=lambda theta: {"loss": 1.0, name: 2.0}, every=2)
     next(run)  # not evaluated: nothing is wrong yet
-    with pytest.raises(
-        ValueError, match=f"History: a metric must be named otherwise .* got '{name}'"
-    ) as e:
+    with pytest.raises(ValueError, match=f"History: a metric must be none of .* got '{name}'") as e:
         next(run)
     assert f"e.g. a metric='test_{name}'" in str(e.value) and len(run.history) == 1 and run.t == 1
-    with pytest.raises(ValueError, match="own column"):
+    with pytest.raises(ValueError, match="must be none of"):
         History().add(round_(metrics={name: 1.0}))
     run.evaluate = look
     assert len(collect(run)) == ROUNDS
@@ -141,7 +139,7 @@ def test_a_round_may_be_added_twice_if_the_first_try_was_cut_off():
             cut.columns["m"].pop()
         assert len(cut) == before
         cut.add(r)
-    assert cut == whole and cut.theta is r.theta
+    assert cut == whole and torch.equal(cut.theta, r.theta)
 
 
 @pytest.mark.parametrize("name", ["round", "bytes", "train_loss", "seconds", "m"])

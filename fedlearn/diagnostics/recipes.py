@@ -4,13 +4,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import partial
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 PLAIN = (bool, int, float, str, type(None))
+DECIDES = ("recipe", "x", "y", "parts", "chunk", "fleet", "clients", "attackers", "attack")
 
 
 def describe(thing: Any, name: str, seen: dict[int, Any] | None = None) -> dict[str, Any]:
@@ -65,11 +66,33 @@ def _parts(thing: Any) -> dict[Any, Any]:
         return enclosed if _ours(thing) else {**enclosed, **_written(thing)}
     if is_dataclass(thing) and not isinstance(thing, type):
         return vars(thing)
-    if isinstance(thing, (type, nn.Module)) or _ours(type(thing)):
+    if isinstance(thing, nn.Module):
+        return _layers(thing)
+    if isinstance(thing, type):
         return {}
-    call = getattr(type(thing), "__call__", None)  # noqa: B004 (its code, not whether it has one)
-    own = {"__call__": call} if isinstance(call, FunctionType) else {}
-    return {**getattr(thing, "__dict__", {}), **own}
+    held = getattr(thing, "__dict__", {})
+    if _ours(type(thing)):  # clients, for one: with their data, or with whom they wrap
+        return {k: v for k, v in held.items() if k in DECIDES}
+    passing = (list, dict, set)  # what an object fills as it is used, a cache, decides nothing
+    own = {k: v for k, v in held.items() if not isinstance(v, passing)}
+    return {**own, **_methods(type(thing))}
+
+
+def _methods(kind: type) -> dict[str, Any]:
+    """The functions of a student's class, its parents' too."""
+    found = {k: f for base in kind.__mro__ for k, f in vars(base).items()}
+    return {k: f for k, f in found.items() if isinstance(f, FunctionType)}
+
+
+def _layers(module: nn.Module) -> dict[str, Any]:
+    """Of layers that aren't PyTorch's own: how they compute, and the numbers they hold."""
+    parts: dict[str, Any] = {}
+    for name, m in module.named_modules():
+        if not type(m).__module__.startswith("torch."):
+            plain = {k: v for k, v in vars(m).items() if isinstance(v, PLAIN) and k != "training"}
+            own = {k: f for k, f in vars(type(m)).items() if isinstance(f, FunctionType)}
+            parts |= {f"{name}.{k}".lstrip("."): v for k, v in {**plain, **own}.items()}
+    return parts
 
 
 def _ours(thing: Any) -> bool:
@@ -83,15 +106,21 @@ def _written(function: FunctionType) -> dict[str, Any]:
     return {**defaults, **(function.__kwdefaults__ or {}), **inside}
 
 
+def _decides(v: Any, world: dict[str, Any]) -> bool:
+    """Whether something that a function names beside it is more than a tool."""
+    if isinstance(v, FunctionType):
+        return v.__globals__ is world
+    return not (isinstance(v, (ModuleType, type)) or callable(v) or v is None)
+
+
 def _code(code: CodeType, world: dict[str, Any], where: str) -> dict[str, Any]:
-    near = lambda v: isinstance(v, FunctionType) and v.__globals__ is world
-    beside = {n: world.get(n) for n in code.co_names}
-    parts = {n: v for n, v in beside.items() if isinstance(v, PLAIN[:-1]) or near(v)}
+    beside = {n: world[n] for n in code.co_names if n in world}
+    parts = {n: v for n, v in beside.items() if _decides(v, world)}
     for i, c in enumerate(code.co_consts):
         if isinstance(c, CodeType):
             parts |= _code(c, world, f"{where}{i}.")
-        elif isinstance(c, PLAIN):
-            parts[f"constant {where}{i}"] = c
+        else:
+            parts[f"constant {where}{i}"] = c if isinstance(c, PLAIN) else repr(c)
     operations = code.co_code + repr(code.co_names).encode()
     return parts | {f"code {where}".rstrip(): hashlib.sha256(operations).hexdigest()[:16]}
 

@@ -36,7 +36,22 @@ def write_whole(path: str | Path, content: bytes) -> Path:
             os.fsync(file.fileno())
         os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def put_aside(path: Path) -> None:
+    """Keep what is there, if anything is, under its name with ``.before``."""
+    if path.exists():
+        os.replace(path, path.with_name(f"{path.name}.before"))
+
+
+def _flush_folder(folder: Path) -> None:
+    """So that the new name survives a power failure, where a system offers it."""
+    with contextlib.suppress(OSError, AttributeError):  # Windows has no handle of a folder
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(handle)
+        os.close(handle)
