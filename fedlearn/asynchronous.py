@@ -2,7 +2,6 @@
 
 import heapq
 from collections.abc import Callable, Iterator
-from copy import copy
 from typing import Any
 
 import numpy as np
@@ -131,9 +130,8 @@ class _Air:
 
     def known(self) -> dict[str, Any]:
         """All of it, plain, as it is now."""
-        containers = ("idle", "flights", "trained", "queue")
-        plain = {name: copy(getattr(self, name)) for name in containers}
-        return {"now": self.now, "launched": self.launched, **plain}
+        plain = {"idle": [*self.idle], "flights": {**self.flights}, "trained": {**self.trained}}
+        return {"now": self.now, "launched": self.launched, "queue": [*self.queue], **plain}
 
     def launch(self, theta: Tensor, version: int) -> None:
         """Send theta to a client that is idle, each as likely as any other."""
@@ -196,7 +194,7 @@ def _loop(
         delta = pipeline.combine(reply, p, ctx)
         state = algorithm.server(run.state, delta, reply, p)
         air.launch(state["theta"], t + 1)
-        reply["seconds"] = torch.full_like(share, air.now - before, dtype=torch.float64)
+        reply["seconds"] = torch.tensor([air.now - before], dtype=torch.float64)
         state = {**state, "air": air.known()}
         yield run.keep(ctx, {"theta": theta}, reply, p, state, staleness=float(ages.mean()))
 

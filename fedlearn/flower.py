@@ -39,7 +39,8 @@ def unpack(record: ArrayRecord) -> dict[str, Tensor]:
 def client_app(load: Load) -> ClientApp:
     """A Flower ClientApp that trains one client as ``Simulated`` would.
 
-    What clients remember lies in Flower's ``context.state``, by the run that it belongs to.
+    What clients remember lies in Flower's ``context.state``, by the run that it belongs to: of its
+    last two rounds, and of the last nine runs. Of two runs forked from one, one can go on.
 
     Args:
         load: Flower's context -> (recipe, x, y, rows): the run's recipe, and which rows of x and y

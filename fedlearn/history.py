@@ -130,8 +130,9 @@ class History:
         """The metrics; ValueError for one that is no number, or called like a column of our own."""
         known = isinstance(metrics, dict)
         check("evaluate", "what it returns", metrics, known, "a dict of numbers", {"loss": 0.9})
+        for name in set(metrics) & set(own):
+            check("History", "a metric", name, False, f"none of {own}", f"'test_{name}'")
         for name, v in metrics.items():
-            check("History", "a metric", name, name not in own, f"none of {own}", f"'test_{name}'")
             rule = "a number; the history has one a round"
             check("History", f"metrics[{name!r}]", v, isinstance(_item(v), (int, float)), rule, 0.9)
         return {str(name): v for name, v in metrics.items()}
@@ -140,11 +141,11 @@ class History:
         """Append one round; again, if Ctrl-C ended the first try. ValueError as in check."""
         metrics, self.theta = self.check(r.metrics), r.theta.clone()
         n = len(self)
-        last = {k: v[n - 1] for k, v in self.columns.items()} if n else {}
+        so_far = lambda name: self.columns[name][n - 1] if n and name in self.columns else 0
         moved = r.sent * len(r.called) + r.received * len(r.answered)
-        row = {"round": r.t + 1, "bytes": last.get("bytes", 0) + moved, "train_loss": r.loss}
-        if not math.isnan(r.seconds) or "seconds" in last:  # nobody answered: the clock stands
-            row["seconds"] = last.get("seconds", 0) + np.nan_to_num(r.seconds).item()
+        row = {"round": r.t + 1, "bytes": so_far("bytes") + moved, "train_loss": r.loss}
+        if not (still := math.isnan(r.seconds)) or "seconds" in self.columns:  # nobody answered
+            row["seconds"] = so_far("seconds") + (0.0 if still else r.seconds)
         row |= {name: _item(v) for name, v in metrics.items()}
         for name in row:
             self.columns.setdefault(name, [math.nan] * n)

@@ -171,7 +171,7 @@ class Run:
             metrics |= self.history.check(self.evaluate(theta.clone()), RESERVED)
         if self.account:
             metrics["epsilon"] = self.account.spent(t + 1)
-        loss = float(p @ reply["loss"] / p.sum()) if heard else math.nan
+        loss = float(p @ reply["loss"]) / float(p.sum()) if heard else math.nan
         clock = float(reply["seconds"].max()) if heard and "seconds" in reply else math.nan
         who, delta, moved = ctx.answered, reply["delta"], (nbytes(message), payload(reply))
         r = Round(t, theta.clone(), who, delta, p, loss, *moved, metrics, ctx.called, clock)
@@ -186,10 +186,9 @@ class Run:
         r, state, memory = self._done
         if len(self.history) == r.t:
             self.history.add(r)
-        who = torch.from_numpy(r.answered).to(self.clients.device)
         for mine, now in zip(self.memory, memory):
             for name, rows in now.items():
-                mine[name][who] = rows
+                mine[name][torch.from_numpy(r.answered)] = rows
         self.history.stopped = ""
         self.state, self.t, self._done = state, r.t + 1, None
 
@@ -247,7 +246,7 @@ class Run:
             disk.encode(self.value())  # what can't be written is refused now
             if resume is True:
                 resume = self._path if self._path.exists() else None
-            elif resume is None:  # what is there is another run's: nobody asked to go on with it
+            elif resume in (None, False):  # what is there is another run's, not to go on with
                 put_aside(self._path)
         if resume is None or resume is False:
             return self
