@@ -28,8 +28,9 @@ def write_whole(path: str | Path, content: bytes) -> Path:
         with contextlib.suppress(FileNotFoundError):  # another process took it away
             if time.time() - left.stat().st_mtime > 60:
                 left.unlink()
-    handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
+    temporary = ""
     try:
+        handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -38,7 +39,8 @@ def write_whole(path: str | Path, content: bytes) -> Path:
         os.replace(temporary, path)
         _flush_folder(path.parent)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
         raise
     return path
 
