@@ -166,10 +166,13 @@ def test_a_label_outside_is_named():
 
 
 @given(
-    st.lists(st.lists(st.integers(0, 2**40), max_size=30, unique=True), max_size=20),
+    st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 19)), unique_by=lambda pair: pair[0]),
+    st.integers(0, 20),
     st.text(max_size=40),
 )
-def test_what_is_loaded_is_what_was_saved(tmp_path_factory, arrays, note):
+def test_what_is_loaded_is_what_was_saved(tmp_path_factory, owned, n_clients, note):
+    """Also clients without a row, and no client at all."""
+    arrays = [[i for i, owner in owned if owner == k] for k in range(n_clients)]
     path = tmp_path_factory.mktemp("parts") / "parts.json"
     parts = partition.Parts([np.array(a, dtype=np.int64) for a in arrays], note)
     assert partition.save(parts, str(path)) == path
@@ -223,6 +226,22 @@ WRONG = {
     "fractions": b'{"note": "", "parts": [[0, 1.5]]}',
     "words": b'{"note": "", "parts": [["zero"]]}',
     "negative": b'{"note": "", "parts": [[-1]]}',
+    "one row, two clients": b'{"note": "", "parts": [[0, 1], [2], [3, 1]]}',
+    "one row twice": b'{"note": "", "parts": [[0], [2, 2]]}',
+    "true": b'{"note": "", "parts": [[0, true]]}',
+    "whole fractions": b'{"note": "", "parts": [[0.0, 1.0]]}',
+    "digits": b'{"note": "", "parts": ["01"]}',
+    "clients by name": b'{"note": "", "parts": {"a": [0]}}',
+    "more than 64 bits": b'{"note": "", "parts": [[9223372036854775808]]}',
+    "null": b"null",
+    "a number alone": b"3",
+    "a word": b'"parts note"',
+    "rows that are null": b'{"note": "", "parts": [null]}',
+    "parts that are null": b'{"note": "", "parts": null}',
+    "a note that is null": b'{"note": null, "parts": [[0]]}',
+    "NaN": b'{"note": "", "parts": [[NaN]]}',
+    "empty": b"",
+    "deep": b"[" * 100_000,
 }
 
 
@@ -232,6 +251,50 @@ def test_a_file_that_is_no_partition_says_so(tmp_path, kind):
     path.write_bytes(WRONG[kind])
     with pytest.raises(ValueError, match=r"partition\.load: .*got other\.json .*e\.g\."):
         partition.load(path)
+
+
+def test_the_row_that_is_there_twice_is_named(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_bytes(WRONG["one row, two clients"])
+    with pytest.raises(ValueError, match="row 1 of clients 0 and 2"):
+        partition.load(path)
+    path.write_bytes(WRONG["one row twice"])
+    with pytest.raises(ValueError, match="row 2 of client 1, twice"):
+        partition.load(path)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [[0, 1], [1, 2]],
+        [[3, 3]],
+        [[-1]],
+        [np.array([0.0, 1.0])],
+        [np.array([True, False])],
+        [np.array([[0], [1]])],
+        [np.array(["0"])],
+        [3],
+    ],
+    ids=str,
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, parts):
+    path = partition.save([[0]], tmp_path / "p.json")
+    with pytest.raises(ValueError, match=r"partition\.save: .*got .*e\.g\."):
+        partition.save(parts, path)
+    assert [p.tolist() for p in partition.load(path)] == [[0]], "the old file is untouched"
+
+
+def test_a_later_version_may_say_more(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text('{"note": "a", "parts": [[1], [0]], "colour": ["red", "blue"]}')
+    assert [p.tolist() for p in partition.load(path)] == [[1], [0]]
+
+
+def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert partition.save([[0]], "~/p.json") == tmp_path / "p.json"
+    assert [p.tolist() for p in partition.load("~/p.json")] == [[0]]
 
 
 def test_no_file_is_no_file(tmp_path):

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..checks import check, whole
-from .files import write_whole
+from .files import place, write_whole
 
 
 class Parts(list[np.ndarray]):
@@ -73,8 +74,8 @@ def save(parts: list[np.ndarray], path: str | Path) -> Path:
     """Write a partition as JSON, to a temporary name first: a file is there whole or not at all.
 
     Args:
-        parts: N index arrays, with a note or without.
-        path: Where to; replaced if it exists. It is returned.
+        parts: N arrays of row numbers, with a note or without; no row twice, else ValueError.
+        path: Where to; replaced if it exists, ``~`` is the home folder. It is returned.
 
     Example:
         >>> import tempfile
@@ -82,7 +83,10 @@ def save(parts: list[np.ndarray], path: str | Path) -> Path:
         ...     load(save(Parts([np.array([1, 2]), np.array([0])], "a note"), f"{folder}/p.json"))
         [array([1, 2]), array([0])]
     """
-    content = {"note": getattr(parts, "note", ""), "parts": [np.asarray(p).tolist() for p in parts]}
+    rows = [np.asarray(p).tolist() for p in parts]
+    content = {"note": getattr(parts, "note", ""), "parts": rows}
+    if wrong := _wrong(content):
+        raise ValueError(f"partition.save: {wrong}, e.g. partition.iid(labels, 10, rng)")
     return write_whole(path, json.dumps(content).encode())
 
 
@@ -90,7 +94,8 @@ def load(path: str | Path) -> Parts:
     """Read a partition that :func:`save` wrote, with its note.
 
     Args:
-        path: FileNotFoundError if no file is there, ValueError if it is no saved partition.
+        path: FileNotFoundError if no file is there, ValueError if it is no saved partition, or if
+            a row is there twice.
 
     Example:
         >>> load("nowhere.json")
@@ -98,22 +103,40 @@ def load(path: str | Path) -> Parts:
         ...
         FileNotFoundError: ...
     """
-    content = Path(path).read_bytes()
+    content = place(path).read_bytes()
     try:
         saved = json.loads(content)
-        return Parts([_rows(p) for p in saved["parts"]], saved["note"])
-    except (ValueError, KeyError, TypeError) as e:
+        wrong = _wrong(saved)
+    except (ValueError, RecursionError) as e:
+        saved, wrong = {}, f"it is no JSON, {type(e).__name__}"
+    if wrong:
         raise ValueError(
             f"partition.load: needs a file that partition.save wrote, got {Path(path).name} "
-            f"({type(e).__name__}), e.g. partition.save(parts, 'parts.json')"
-        ) from e
+            f"({wrong}), e.g. partition.save(parts, 'parts.json')"
+        )
+    return Parts([np.array(p, dtype=np.int64) for p in saved["parts"]], saved["note"])
 
 
-def _rows(saved: list[int]) -> np.ndarray:
-    rows = np.array(saved)
-    if rows.ndim != 1 or (len(rows) and (rows.dtype.kind != "i" or rows.min() < 0)):
-        raise ValueError("rows must be integers >= 0")
-    return rows.astype(np.int64)
+def _wrong(saved: Any) -> str:
+    """What keeps JSON's values from being a partition, in words; nothing if they are one."""
+    if not isinstance(saved, dict) or not {"note", "parts"} <= set(saved):
+        return "needs a note and parts"
+    if not isinstance(saved["note"], str):
+        return f"the note must be text, got {saved['note']!r}"
+    if not isinstance(saved["parts"], list):
+        return f"parts must be a list, got {type(saved['parts']).__name__}"
+    owner: dict[int, int] = {}
+    for k, rows in enumerate(saved["parts"]):
+        if not isinstance(rows, list):
+            return f"client {k}'s rows must be a list, got {rows!r}"
+        for i in rows:
+            if type(i) is not int or not 0 <= i < 2**63:
+                return f"rows must be integers >= 0, got {i!r} of client {k}"
+            if i in owner:
+                twice = f"clients {owner[i]} and {k}" if owner[i] != k else f"client {k}, twice"
+                return f"each row must be of one client, got row {i} of {twice}"
+            owner[i] = k
+    return ""
 
 
 def _top_up(owner: np.ndarray, n_clients: int, rng: np.random.Generator, min_size: int) -> Parts:
