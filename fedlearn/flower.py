@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.app import Context as FlowerContext
-from flwr.clientapp import ClientApp
 from torch import Tensor
+
+try:
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+    from flwr.app import Context as FlowerContext
+    from flwr.clientapp import ClientApp
+except ImportError as e:
+    raise ImportError(f"fedlearn.flower needs flwr ({e}): pip install 'fedlearn[flower]'") from e
 
 from .algorithms import Message as Broadcast
 from .algorithms import Reply

@@ -18,7 +18,7 @@ from .checks import RoundFailed, whole
 from .diagnostics import describe
 from .history import RESERVED, Diverged, History, Round
 from .participation import Call, uniform
-from .partition.files import put_aside, write_whole
+from .partition.files import place, put_aside, write_whole
 from .recipe import Memories, Recipe, no_reply
 from .transform import Context
 
@@ -253,7 +253,7 @@ class Run:
         if isinstance(resume, Run):
             content, where = disk.encode(resume.value()), "of another run"
         else:
-            content, where = Path(resume).read_bytes(), str(resume)
+            content, where = place(resume).read_bytes(), str(resume)
         then = disk.decode(content, where, self.clients.device)
         disk.check_same(then["made"], self.made)
         self.t, self.state, self.memory = then["t"], then["state"], tuple(then["memory"])
