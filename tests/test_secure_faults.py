@@ -134,7 +134,8 @@ FAULTS = {  # name: (stage, change, words); client 1 of five, threshold three
     "a short signature": ("votes", changed("signature", bytes(63)), "64 bytes, got 63 bytes"),
     "no message": ("votes", lambda *_: None, "client 1 sent NoneType where Vote is due"),
     "another kind": ("votes", lambda c, m: c._keys, "client 1 sent Keys where Vote is due"),
-    "no letters": ("shares", lambda *_: None, "client 1 sent NoneType where a list is due"),
+    "no letters": ("shares", lambda *_: None, "client 1 sent None where Sealed is due"),
+    "an empty list": ("shares", lambda *_: [], r"client 1 sent \[\] where Sealed is due"),
     "a letter short": ("shares", lambda c, m: m[1:], "client 1 wrote to .2, 3, 4., not to all"),
     "a letter twice": ("shares", lambda c, m: [*m, m[0]], "client 1 wrote to .0, 0, 2"),
     "a letter to itself": (
@@ -453,6 +454,15 @@ def test_what_no_round_can_work_with_is_refused_at_once(message):
     with pytest.raises(ValueError, match=message) as e:
         SETTINGS[message]()
     assert "e.g." in str(e.value)
+
+
+def test_numpy_s_integers_are_integers():
+    rows, ids = residues(3), {np.int64(k): prim.identity() for k in range(3)}
+    clients, server = secure.enroll(np.arange(3), np.int64(4), np.int32(2), ids, np.int64(6))
+    letters = secure.exchange(clients, server)
+    for k in clients:
+        server.add(clients[k].mask(rows[k], letters[k]))
+    assert (server.sum - secure.unmask(clients, server)).tolist() == plain_sum(rows)
 
 
 def test_an_error_never_shows_a_secret():

@@ -6,7 +6,6 @@ answered, or the key of those who dropped out, never both of one client.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import repeat
 from typing import Any, NoReturn
 
 import numpy as np
@@ -54,9 +53,11 @@ class Client:
     def __init__(
         self, number: int, round: int, identity: Any, directory: Mapping[int, bytes], threshold: int
     ):
-        self.round, self.threshold = wire.check_settings("Client", round, threshold, directory)
-        check("Client", "number", number, number in directory, "in the directory", 0)
-        self.number = number = int(number)
+        round, threshold = wire.check_settings("Client", round, threshold, directory)
+        good = is_whole(number, 0) and number in directory
+        check("Client", "number", number, good, "in the directory", 0)
+        number = int(number)
+        self.number, self.round, self.threshold = number, round, threshold
         self._identity, self._directory = identity, directory
         self._next, self._stage = 0, STAGES[0]
         self._seed, self._own_mask = prim.fresh(), prim.fresh()
@@ -127,9 +128,8 @@ class Client:
         Refuses a list that leaves this client out, names a stranger, or is below the threshold.
         """
         self._turn("votes")
-        good = all(map(is_whole, self._list(answered), repeat(0))) and len(set(answered)) == len(
-            answered
-        )
+        good = all(is_whole(k, 0) for k in self._list(answered))
+        good = good and len(set(answered)) == len(answered)
         if not good or self.number not in answered or not set(answered) <= set(self._held):
             self._refuse(f"the list of who answered, {answered}, can't be right")
         self._answered = set(answered)

@@ -227,8 +227,8 @@ def _taken(
     """What the server makes of it, and who sent what; without the clients that it refuses."""
     good = {}
     for k, own in sent.items():
-        faults = [f"client {k} sent {type(own).__name__} where a list is due"]
-        if isinstance(own, list):  # a client speaks for no other
+        faults = [f"client {k} sent {own!r:.40} where {KINDS[stage].__name__} is due"]
+        if isinstance(own, list) and own:  # a client speaks for no other
             faults = [words for m in own for _, words in [fault(m, KINDS[stage], k)] if words]
         if faults:
             words = f"server, round {server.round}, stage '{stage}': {faults[0]}"
