@@ -171,7 +171,7 @@ class Run:
             metrics |= self.history.check(self.evaluate(theta.clone()), RESERVED)
         if self.account:
             metrics["epsilon"] = self.account.spent(t + 1)
-        loss = float(p @ reply["loss"]) / float(p.sum()) if heard else math.nan
+        loss = float(p @ reply["loss"].to(p)) / float(p.sum()) if heard else math.nan
         clock = float(reply["seconds"].max()) if heard and "seconds" in reply else math.nan
         who, delta, moved = ctx.answered, reply["delta"], (nbytes(message), payload(reply))
         r = Round(t, theta.clone(), who, delta, p, loss, *moved, metrics, ctx.called, clock)

@@ -11,6 +11,7 @@ from .aggregate import mean
 from .algorithms import Algorithm, Message, Reply
 from .batches import Parts, Shards, schedule
 from .checks import check, is_whole, whole
+from .task import wide
 from .transform import Context, Memory, Pipeline, chain
 
 Memories = tuple[Memory, ...]  # of clients: the method's, then each row stage's
@@ -65,13 +66,16 @@ class Recipe:
 
 
 def shards_of(recipe: Recipe, x: Tensor, y: Tensor, parts: Parts, ctx: Context) -> Shards:
-    """The round's minibatches of the clients ``ctx.answered``, in the parameters' type."""
+    """The round's minibatches of the clients ``ctx.answered``.
+
+    Mask and n are float32, or float64 where theta is: a count is right in no half precision.
+    """
     B, E, t = recipe.batch, recipe.epochs, ctx.round if ctx.turns is None else ctx.turns
     index, mask, n = schedule(
         parts, ctx.answered, batch=B, epochs=E, seed=ctx.seed, round=t, work=ctx.work
     )
     n = torch.ones_like(n) if recipe.equal else n
-    real = recipe.theta.dtype
+    real = wide(recipe.theta[:0]).dtype
     return Shards(x, y, index.to(x.device), mask.to(x.device, real), n.to(x.device, real))
 
 
@@ -94,7 +98,8 @@ def client_step(
     reply, own = recipe.algorithm.client(message, shards, memory[0])
     known, rule = sorted(memory[0]), "what the method's memory(theta0) declares"
     check("client", "what is kept", sorted(own), set(own) <= set(known), rule, known)
-    delta, stages = recipe.pipeline.encode(reply["delta"], shards.n, memory[1:], ctx)
+    delta = reply["delta"].to(recipe.theta.dtype)
+    delta, stages = recipe.pipeline.encode(delta, shards.n, memory[1:], ctx)
     return {**reply, "delta": delta, "n": shards.n}, (own, *stages)
 
 

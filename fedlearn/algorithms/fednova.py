@@ -41,12 +41,12 @@ def fednova(
         theta = message["theta"]
         theta_k, tau, loss = descend(task, theta, shards, lr, mu=mu, beta=beta)
         a = accumulated(tau, lr, beta, mu)
-        per_step = (theta_k - theta) / torch.where(tau > 0, a, 1)
+        per_step = ((theta_k - theta) / torch.where(tau > 0, a, 1)).to(theta)
         return {"delta": per_step, "a": a, "loss": loss}, memory
 
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         tau_eff = p @ reply["a"]  # (1,)
-        return {"theta": state["theta"] + server_lr * tau_eff * delta}
+        return {"theta": state["theta"] + (server_lr * tau_eff * delta).to(delta)}
 
     return fedavg(task, lr, server_lr)._replace(client=client, server=server)
 

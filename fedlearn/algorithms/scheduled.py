@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ..task import wide
 from .base import Algorithm, Kept, Message, Reply, Shards, State, Tensor
 
 
@@ -33,7 +34,7 @@ def scheduled(make: Callable[[float], Algorithm], lr: Callable[[int], float]) ->
 
     def message(state: State) -> Message:
         inner = first.message({k: v for k, v in state.items() if k != "t"})
-        return {**inner, "lr": state["theta"].new_tensor(lr(state["t"]))}
+        return {**inner, "lr": wide(state["theta"]).new_tensor(lr(state["t"]))}
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         inner = {k: v for k, v in message.items() if k != "lr"}
