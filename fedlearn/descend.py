@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .batches import Shards
-from .task import Task
+from .task import Task, wide
 
 
 def descend(
@@ -50,8 +50,8 @@ def descend(
     """
     lr, mu, beta, weight_decay = map(float, (lr, mu, beta, weight_decay))  # not NumPy's 32 bits
     w = theta.expand(len(shards.n), -1).clone()
-    taken = (shards.mask.sum(-1) > 0).to(theta.dtype)  # (K, T)
-    total = torch.zeros(len(w), dtype=theta.dtype, device=theta.device)
+    taken = wide((shards.mask.sum(-1) > 0).to(theta.dtype))  # (K, T)
+    total = torch.zeros(len(w), dtype=taken.dtype, device=theta.device)
     pull, target = mu + weight_decay, None  # the correction is  pull w - target
     if mu or shift is not None:
         target = mu * theta - (0.0 if shift is None else shift)

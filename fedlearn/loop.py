@@ -114,6 +114,11 @@ class Run:
         theta, method = self.recipe.theta.detach().clone(), self.recipe.algorithm
         self.t, self.state = 0, method.init(theta.to(self.clients.device))
         self.memory, self.history = self.clients.memory(), History(theta=theta)
+        if not self.recipe.pipeline.reduce.plain:  # what can't be guarded is refused before round 0
+            none = np.zeros(0, int)
+            nobody = Context(self.recipe.seed, 0, none, none)
+            reply, _ = no_reply(self.recipe, method.message(self.state), nobody)
+            self.recipe.pipeline.fits(reply)
         self._rounds: Iterator[Round] | None = None  # None: to begin anew from what the run is
         self._done: tuple[Round, State, Memories] | None = None  # computed, not yet written down
         self._path: Path | None = None
@@ -171,7 +176,7 @@ class Run:
             metrics |= self.history.check(self.evaluate(theta.clone()), RESERVED)
         if self.account:
             metrics["epsilon"] = self.account.spent(t + 1)
-        loss = float(p @ reply["loss"]) / float(p.sum()) if heard else math.nan
+        loss = float(p @ reply["loss"].to(p)) / float(p.sum()) if heard else math.nan
         clock = float(reply["seconds"].max()) if heard and "seconds" in reply else math.nan
         who, delta, moved = ctx.answered, reply["delta"], (nbytes(message), payload(reply))
         r = Round(t, theta.clone(), who, delta, p, loss, *moved, metrics, ctx.called, clock)

@@ -17,7 +17,7 @@ from .data import check_labels
 from .diagnostics.measures import evaluator
 from .module import from_module
 from .rng import Use, numpy_rng
-from .task import Loss, Task, cross_entropy, squared_error, views
+from .task import Loss, Task, cross_entropy, squared_error, views, wide
 
 __all__ = [
     "Loss", "Task", "check_labels", "cross_entropy", "evaluator", "from_module", "mlp",
@@ -73,7 +73,8 @@ def mlp(*dims: int, seed: int = 0) -> Task:
 
     def backward(layers, x, y, mask, receive):  # type: ignore[no-untyped-def]
         """Hands receive(i, delta_i, h_{i-1}) each layer's factors of the gradient, last first."""
-        *hs, scores = forward(layers, x.flatten(2))
+        layers = [wide(v) for v in layers]  # half precision keeps numbers and adds none
+        *hs, scores = forward(layers, wide(x.flatten(2)))
         target = y.unsqueeze(-1)
         w = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-1)  # 1/n_k or 0
         scores -= scores.amax(-1, keepdim=True)  # softmax by hand: four times faster at C = 10
@@ -102,7 +103,10 @@ def mlp(*dims: int, seed: int = 0) -> Task:
         layers = views(theta, shapes)
 
         def apply(i: int, delta: Tensor, h: Tensor) -> None:
-            layers[2 * i].baddbmm_(delta.mT, h, alpha=-lr)
+            if theta.dtype == delta.dtype:
+                layers[2 * i].baddbmm_(delta.mT, h, alpha=-lr)
+            else:
+                layers[2 * i].sub_(delta.mT @ h, alpha=lr)
             layers[2 * i + 1].sub_(delta.sum(-2), alpha=lr)
 
         return backward(layers, x, y, mask, apply)

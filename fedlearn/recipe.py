@@ -11,6 +11,7 @@ from .aggregate import mean
 from .algorithms import Algorithm, Message, Reply
 from .batches import Parts, Shards, schedule
 from .checks import check, is_whole, whole
+from .task import wide
 from .transform import Context, Memory, Pipeline, chain
 
 Memories = tuple[Memory, ...]  # of clients: the method's, then each row stage's
@@ -33,7 +34,8 @@ class Recipe:
             and where no client may count more than another.
 
     Raises:
-        ValueError: If ``batch``, ``epochs`` or ``seed`` is out of range, or ``theta`` not a vector.
+        ValueError: If ``batch``, ``epochs`` or ``seed`` is out of range, ``theta`` not a vector, or
+            the method right only behind a plain mean and the pipeline none.
 
     Example:
         >>> from fedlearn import algorithms, model
@@ -51,13 +53,18 @@ class Recipe:
     equal: bool = False
 
     def __post_init__(self) -> None:
-        theta, rule = self.theta, "a finite vector (d,), a tensor"
-        ok = isinstance(theta, Tensor) and theta.dim() == 1 and bool(theta.isfinite().all())
+        theta, rule = self.theta, "a finite vector (d,), a tensor of real numbers"
+        ok = isinstance(theta, Tensor) and theta.dim() == 1 and theta.is_floating_point()
+        ok = ok and bool(theta.isfinite().all())
         check("Recipe", "theta", getattr(theta, "shape", theta), ok, rule, "task.theta0")
         rule = "an integer >= 1, or None for all of a client's examples"
         check("Recipe", "batch", self.batch, self.batch is None or is_whole(self.batch), rule, 32)
         whole("Recipe", "epochs", self.epochs, example=5)
         whole("Recipe", "seed", self.seed, 0, 2**63 - 1, example=0)
+        name, bent = self.algorithm.client.__qualname__.split(".")[0], self.pipeline.bent
+        rule = f"a weighted mean and nothing else, for {name}'s clients go on from what they sent"
+        so = "chain(mean()); or a method without such a memory, e.g. fedavg or scaffold"
+        check("Recipe", "pipeline", bent, not (bent and self.algorithm.plain), rule, so)
 
     def memory(self) -> Memories:
         """What a client keeps before its first round: the method's part, then each stage's."""
@@ -65,13 +72,16 @@ class Recipe:
 
 
 def shards_of(recipe: Recipe, x: Tensor, y: Tensor, parts: Parts, ctx: Context) -> Shards:
-    """The round's minibatches of the clients ``ctx.answered``, in the parameters' type."""
+    """The round's minibatches of the clients ``ctx.answered``.
+
+    Mask and n are float32, or float64 where theta is: a count is right in no half precision.
+    """
     B, E, t = recipe.batch, recipe.epochs, ctx.round if ctx.turns is None else ctx.turns
     index, mask, n = schedule(
         parts, ctx.answered, batch=B, epochs=E, seed=ctx.seed, round=t, work=ctx.work
     )
     n = torch.ones_like(n) if recipe.equal else n
-    real = recipe.theta.dtype
+    real = wide(recipe.theta[:0]).dtype
     return Shards(x, y, index.to(x.device), mask.to(x.device, real), n.to(x.device, real))
 
 
@@ -94,7 +104,8 @@ def client_step(
     reply, own = recipe.algorithm.client(message, shards, memory[0])
     known, rule = sorted(memory[0]), "what the method's memory(theta0) declares"
     check("client", "what is kept", sorted(own), set(own) <= set(known), rule, known)
-    delta, stages = recipe.pipeline.encode(reply["delta"], shards.n, memory[1:], ctx)
+    delta = reply["delta"].to(recipe.theta.dtype)
+    delta, stages = recipe.pipeline.encode(delta, shards.n, memory[1:], ctx)
     return {**reply, "delta": delta, "n": shards.n}, (own, *stages)
 
 
@@ -102,5 +113,6 @@ def no_reply(recipe: Recipe, message: Message, ctx: Context) -> tuple[Reply, Mem
     """The reply of a cohort in which nobody answers: the method's keys, K = 0 rows each."""
     none = message["theta"][:0]
     nobody = ctx.keep(np.zeros(0, int))
-    memory = [{k: v.expand(0, *v.shape) for k, v in kept.items()} for kept in recipe.memory()]
+    empty = lambda v: v.to(none.device).expand(0, *v.shape)
+    memory = [{k: empty(v) for k, v in kept.items()} for kept in recipe.memory()]
     return client_step(recipe, message, shards_of(recipe, none, none, {}, nobody), memory, nobody)

@@ -56,6 +56,30 @@ def squared_error(scores: Tensor, y: Tensor) -> Tensor:
     return 0.5 * (scores.squeeze(-1) - y) ** 2
 
 
+def wide(x: Tensor) -> Tensor:
+    """The same numbers in 32 bits, if they have 16: to add, to square and to weigh.
+
+    Half of the bits are enough to keep a parameter, not to count: in float16 nothing exceeds
+    65,504, and in bfloat16 256 + 1 is 256.
+
+    Example:
+        >>> wide(torch.ones(1, dtype=torch.bfloat16)).dtype, wide(torch.ones(1).double()).dtype
+        (torch.float32, torch.float64)
+    """
+    return x.float() if x.is_floating_point() and x.element_size() < 4 else x
+
+
+def weighted(p: Tensor, rows: Tensor) -> Tensor:
+    """Σ_k p_k row_k, (K,) and (K, d) -> (d,) in the rows' type, added up in 32 bits or more.
+
+    Example:
+        >>> weighted(torch.tensor([0.5, 0.5]), torch.tensor([[6e4], [6e4]], dtype=torch.float16))
+        tensor([60000.], dtype=torch.float16)
+    """
+    many = wide(rows)
+    return (p.to(many) @ many).to(rows.dtype)
+
+
 def views(theta: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """The layers inside theta (..., d), one view (..., *shape) each: change one and theta changes.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .checks import not_negative, positive
 from .rng import Use, numpy_rng
+from .task import wide
 
 Memory = dict[str, Tensor]  # what one client keeps between rounds; stacked: (K, ...)
 NOT_SENT = {"n", "loss", "seconds"}  # of a reply: known to the server, or kept for the plot
@@ -57,6 +58,7 @@ class Rowwise(NamedTuple):
         memory: theta (d,) -> what one client keeps between rounds.
         private: Whether it exists to hide the update from the server.
         bound: The norm that no row exceeds behind it; None if it sets none.
+        plain: Whether the weighted mean behind it is that of the rows before it, up to rounding.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Rowwise(NamedTuple):
     memory: Callable[[Tensor], Memory] = lambda theta: {}
     private: bool = False
     bound: float | None = None
+    plain: bool = False
 
 
 class Reduce(NamedTuple):
@@ -74,11 +77,14 @@ class Reduce(NamedTuple):
         apply: (rows (K, d), p (K,)) -> (d,).
         share: How far one row of norm 1 more or less moves the result, whoever else takes part;
             None where there is no such share: in a mean it depends on the others.
+        plain: Whether it is the weighted mean Σ_k p_k delta_k, up to rounding, as what a method
+            sends beside ``delta`` is combined.
     """
 
     name: str
     apply: Callable[[Tensor, Tensor], Tensor]
     share: float | None = None
+    plain: bool = False
 
 
 class After(NamedTuple):
@@ -88,11 +94,13 @@ class After(NamedTuple):
         name: Shown in errors and pictures.
         apply: ((d,), ctx) -> (d,).
         std: Of the Gaussian noise that it adds to every number.
+        plain: Whether it leaves the mean what it is, up to rounding.
     """
 
     name: str
     apply: Callable[[Tensor, Context], Tensor]
     std: float = 0.0
+    plain: bool = False
 
 
 class Pipeline(NamedTuple):
@@ -101,6 +109,11 @@ class Pipeline(NamedTuple):
     on_client: tuple[Rowwise, ...]
     reduce: Reduce
     on_server: tuple[After, ...]
+
+    @property
+    def bent(self) -> list[str]:
+        """Names of the stages that make something else than the weighted mean of the updates."""
+        return [s.name for s in (*self.on_client, self.reduce, *self.on_server) if not s.plain]
 
     def memory(self, theta: Tensor) -> tuple[Memory, ...]:
         """What a client keeps before its first round, for each of its stages."""
@@ -116,18 +129,28 @@ class Pipeline(NamedTuple):
             kept.append(own)
         return delta, tuple(kept)
 
-    def combine(self, reply: dict[str, Tensor], p: Tensor, ctx: Context) -> Tensor:
-        """Run the server's stages: sum_k p_k delta_k or another rule (d,); 0 where nobody answered.
-
-        ValueError if a stage hides ``delta`` while the method sends more in the clear.
-        """
+    def fits(self, reply: dict[str, Tensor]) -> None:
+        """ValueError if the method sends more than the ``delta`` that a stage hides or guards."""
         hidden = [s.name for s in self.on_client if s.private]
         bare = sorted(set(reply) - {"delta"} - NOT_SENT)
-        if hidden and bare:
+        if bare and hidden:
             raise ValueError(
                 f"{' and '.join(hidden)} protects only 'delta', but this method also sends {bare} "
                 f"in the clear; use a method that sends delta alone, e.g. fedavg"
             )
+        if bare and not self.reduce.plain:
+            raise ValueError(
+                f"{self.reduce.name} combines only 'delta', but this method also sends {bare}, of "
+                f"which its server takes the weighted mean: one client may move that anywhere; use "
+                f"a method that sends delta alone, e.g. fedavg, or the rule mean()"
+            )
+
+    def combine(self, reply: dict[str, Tensor], p: Tensor, ctx: Context) -> Tensor:
+        """Run the server's stages: sum_k p_k delta_k or another rule (d,); 0 where nobody answered.
+
+        ValueError as in ``fits``.
+        """
+        self.fits(reply)
         out = self.reduce.apply(reply["delta"], p) if len(p) else reply["delta"].sum(0)
         for s in self.on_server:
             out = s.apply(out, ctx)
@@ -167,7 +190,8 @@ def chain(*stages: Rowwise | Reduce | After) -> Pipeline:
 def clip(max_norm: float) -> Rowwise:
     """Shorten every update to at most ``max_norm``: delta_k * min(1, S / ||delta_k||).
 
-    An update that has no finite norm becomes 0, so that no row behind the stage exceeds S.
+    An update that has no finite norm becomes 0, so that no row behind the stage exceeds S, in
+    whatever type: a product that is rounded beyond S is made shorter by the next few digits.
     ValueError if ``max_norm`` = S is not > 0 and finite.
 
     Example:
@@ -181,11 +205,31 @@ def clip(max_norm: float) -> Rowwise:
     positive("clip", "max_norm", max_norm, 1.0)
 
     def apply(delta: Tensor, n: Tensor, memory: Memory, ctx: Context) -> tuple[Tensor, Memory]:
-        norm = delta.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        short, finite = delta * (max_norm / norm).clamp(max=1), norm.isfinite()
-        return short if finite.all() else torch.where(finite, short, 0.0), memory
+        factor = reach(delta, max_norm)
+        short, sane = (wide(delta) * factor).to(delta), factor > 0
+        return short if sane.all() else torch.where(sane, short, 0.0), memory
 
     return Rowwise(f"clip({max_norm})", apply, bound=max_norm)
+
+
+def reach(rows: Tensor, max_norm: float) -> Tensor:
+    """(K, 1) factors min(1, S / ||row||), rounded so that no row times its own exceeds S.
+
+    0 for a row that has no finite norm.
+
+    Example:
+        >>> reach(torch.tensor([[3.0, 4.0], [0.0, 0.5], [torch.nan, 0.0]]), 1.0)[:, 0]
+        tensor([0.2000, 1.0000, 0.0000])
+    """
+    many, S, least = wide(rows), float(max_norm), torch.finfo(rows.dtype).eps / 8
+    norm = many.norm(dim=-1, keepdim=True)
+    factor = torch.where(norm.isfinite(), (S / norm).clamp(max=1), 0.0)
+    exact = lambda: torch.linalg.vector_norm((many * factor).to(rows).double(), dim=-1, keepdim=True)
+    less = max(least, torch.finfo(many.dtype).eps, 2e-13)  # 1e-13: what the order of a sum changes
+    while (over := (now := exact()) > S * (1 - 1e-13 * (factor < 1).double())).any():
+        cut = factor * (S / now).to(factor) * (1 - less)
+        factor, less = torch.where(over, cut, factor), 2 * less
+    return factor
 
 
 def noise(std: float) -> After:

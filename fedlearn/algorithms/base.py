@@ -29,6 +29,8 @@ class Algorithm(NamedTuple):
         memory: theta0 (d,) -> what one client keeps between rounds.
         task: What the clients minimise: lets data be checked against the model before round 0.
         idle: As ``server``, for a round in which nobody answers and no noise is added: theta stays.
+        plain: Whether it is right only where the server gets the weighted mean of what was sent,
+            because clients go on from that. Then a ``Recipe`` takes no other pipeline.
     """
 
     init: Callable[[Tensor], State]
@@ -38,6 +40,7 @@ class Algorithm(NamedTuple):
     memory: Callable[[Tensor], Kept] = lambda theta0: {}
     task: Task | None = None
     idle: Callable[[State, Tensor, Reply, Tensor], State] = lambda state, *nothing: state
+    plain: bool = False
 
 
 def theta_alone(state: State) -> Message:

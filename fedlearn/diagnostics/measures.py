@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checks import check
 from ..data import check_labels
-from ..task import Task
+from ..task import Task, wide
 
 
 def evaluator(task: Task, x: Tensor, y: Tensor) -> Callable[[Tensor], dict[str, float]]:
@@ -46,7 +46,7 @@ def evaluator(task: Task, x: Tensor, y: Tensor) -> Callable[[Tensor], dict[str, 
     def evaluate(theta: Tensor) -> dict[str, float]:
         scores = torch.cat([task.predict(theta, part.to(theta.device)) for part in x.split(10_000)])
         y_ = y.to(theta.device)
-        out = {"loss": task.loss(scores, y_).mean().item()}
+        out = {"loss": wide(task.loss(wide(scores), wide(y_))).mean().item()}
         if classes:
             out["accuracy"] = int((scores.argmax(-1) == y_).sum()) / len(y_)  # 342/360 is 0.95
         return out
@@ -162,7 +162,7 @@ def client_gradients(
     rows = []
     for own in parts:
         at = torch.from_numpy(np.asarray(own))
-        mask = torch.ones(1, len(at), dtype=theta.dtype, device=theta.device)
+        mask = wide(torch.ones(1, len(at), dtype=theta.dtype, device=theta.device))
         rows.append(task.grad(theta[None], x[at][None], y[at][None], mask)[0][0])
     return torch.stack(rows)
 
@@ -203,6 +203,8 @@ def gradient_dissimilarity(gradients: Tensor, p: Tensor) -> Dissimilarity:
         identity above meets with B = 1 and G² the largest G²(theta).
     """
     _weights("gradient_dissimilarity", gradients, p)
+    gradients = wide(gradients)
+    p = p.to(gradients)
     g = p @ gradients
     mean_square, square = float(p @ gradients.square().sum(1)), float(g.square().sum())
     spread = float(p @ (gradients - g).square().sum(1))
@@ -243,6 +245,8 @@ def drift(deltas: Tensor, p: Tensor) -> Drift:
         the updates.
     """
     _weights("drift", deltas, p)
+    deltas = wide(deltas)
+    p = p.to(deltas)
     each, together = deltas.norm(dim=1), float((p @ deltas).norm())
     total = float(p @ each.square())
     return Drift(each, together, 1.0 - together**2 / total if total > 0 else 0.0)
@@ -259,7 +263,8 @@ def cosines(deltas: Tensor, p: Tensor) -> Tensor:
         tensor([0.6000, 0.6000])
     """
     _weights("cosines", deltas, p)
-    mean = p @ deltas
+    deltas = wide(deltas)
+    mean = p.to(deltas) @ deltas
     length = deltas.norm(dim=1) * mean.norm()
     return torch.where(length > 0, deltas @ mean / length.clamp(min=1e-30), 0.0)
 
@@ -279,6 +284,7 @@ def weight_divergence(theta: Tensor, reference: Tensor) -> float:
     Reference:
         Zhao et al., 2018, eq. 2.
     """
+    theta, reference = wide(theta), wide(reference)
     if theta.shape != reference.shape or float(reference.norm()) == 0:
         raise ValueError(
             f"weight_divergence: needs two vectors (d,), the reference not 0, got shapes "
@@ -310,7 +316,7 @@ def client_metrics(
     rows, owner = np.concatenate(parts), np.repeat(np.arange(len(parts)), sizes)
     with torch.no_grad():
         scores = torch.cat([task.predict(theta, part) for part in x.split(10_000)])
-        per_example = {"loss": task.loss(scores, y)}
+        per_example = {"loss": task.loss(wide(scores), wide(y))}
         if not y.is_floating_point():
             per_example["accuracy"] = (scores.argmax(-1) == y).float()
     return {
@@ -333,8 +339,9 @@ def _entropy(q: np.ndarray) -> np.ndarray:
 
 
 def _weights(name: str, rows: Tensor, p: Tensor) -> None:
-    if rows.dim() != 2 or p.shape != rows.shape[:1] or abs(float(p.sum()) - 1) > 1e-4:
+    real = rows.is_floating_point()  # masked ones are none
+    if not real or rows.dim() != 2 or p.shape != rows.shape[:1] or abs(float(p.sum()) - 1) > 1e-4:
         raise ValueError(
-            f"{name}: needs rows (K, d) and weights p (K,) that sum to 1, got shapes "
+            f"{name}: needs real rows (K, d) and weights p (K,) that sum to 1, got shapes "
             f"{tuple(rows.shape)} and {tuple(p.shape)}, sum {float(p.sum()):.4g}, e.g. n / n.sum()"
         )

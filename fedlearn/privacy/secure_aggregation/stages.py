@@ -79,11 +79,12 @@ def secure_mean(
         check("secure_mean", "total", code.clients, 1 <= n <= code.clients, rule, n)
         return torch.from_numpy(code.decode(total[:-1]) / n).to(masked.device, desk.dtype)
 
+    add = lambda rows, p: rows.sum(0).to(torch.int32)  # int64, then wraps
     name = f"{bound:g}, {total}"
     return (
-        Rowwise(f"mask({name})", mask, private=True),
-        Reduce("sum mod 2**32", lambda rows, p: rows.sum(0).to(torch.int32)),  # int64, then wraps
-        After("unmask()", reveal),
+        Rowwise(f"mask({name})", mask, private=True, plain=True),
+        Reduce("sum mod 2**32", add, plain=True),
+        After("unmask()", reveal, plain=True),
     )
 
 
