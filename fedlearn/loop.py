@@ -17,7 +17,7 @@ from .algorithms.base import Message, Reply, State, nbytes, payload
 from .checks import RoundFailed, whole
 from .diagnostics import describe
 from .history import RESERVED, Diverged, History, Round
-from .participation import Call, uniform
+from .participation import Call, asked, uniform
 from .partition.files import put_aside, write_whole
 from .recipe import Memories, Recipe, no_reply
 from .transform import Context
@@ -157,7 +157,7 @@ class Run:
     def cohort(self, t: int) -> Context:
         """Whom round t calls; the same ones if it is begun again."""
         if self._cohort is None or self._cohort[0] != t:
-            self._cohort = t, self.call(self.clients.count, self.recipe.seed, t)
+            self._cohort = t, asked(self.call, self.clients.count, self.recipe.seed, t)
         return self._cohort[1]._replace(secret=self.recipe.secret)
 
     def keep(
