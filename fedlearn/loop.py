@@ -17,7 +17,7 @@ from .algorithms.base import Message, Reply, State, nbytes, payload
 from .checks import RoundFailed, whole
 from .diagnostics import describe
 from .history import RESERVED, Diverged, History, Round
-from .participation import Call, uniform
+from .participation import Call, asked, uniform
 from .partition.files import place, put_aside, write_whole
 from .recipe import Memories, Recipe, no_reply
 from .transform import Context
@@ -27,7 +27,10 @@ Place = str | Path | None  # of a file
 
 
 class Clients(Protocol):
-    """Whoever answers a broadcast. Replies come back stacked, in the order of ``ctx.answered``."""
+    """Whoever answers a broadcast. Replies come back stacked, in the order of ``ctx.answered``.
+
+    Where some don't, ``reply["came"]`` holds the places in ``ctx.answered`` of those who do.
+    """
 
     recipe: Recipe
     count: int
@@ -51,12 +54,13 @@ class Account(NamedTuple):
 def loop(run: "Run") -> Iterator[Round]:
     """The federated loop. What it knows between two rounds is the run's: it may begin anew."""
     clients, recipe = run.clients, run.recipe
-    algorithm, pipeline, seed = recipe.algorithm, recipe.pipeline, recipe.seed
+    algorithm, pipeline = recipe.algorithm, recipe.pipeline
     for t in range(run.t, run.rounds):
         # fmt: off
-        ctx     = run.call(clients.count, seed, t)              # S_t is called; some or all answer
+        ctx     = run.cohort(t)                                 # S_t is called; some or all answer
         message = algorithm.message(run.state)                  # theta_t goes out
         reply, memory = clients.run(message, ctx, run.memory)   # Delta_k and n_k come back
+        ctx     = ctx.heard(reply)                              # of those who are heard
         p       = reply["n"] / reply["n"].sum()                 # p_k = n_k / sum_j n_j
         delta   = pipeline.combine(reply, p, ctx)               # sum_k p_k Delta_k, or another rule
         server  = algorithm.server if len(p) or pipeline.on_server else algorithm.idle
@@ -121,6 +125,7 @@ class Run:
             self.recipe.pipeline.fits(reply)
         self._rounds: Iterator[Round] | None = None  # None: to begin anew from what the run is
         self._done: tuple[Round, State, Memories] | None = None  # computed, not yet written down
+        self._cohort: tuple[int, Context] | None = None  # the last round that called one
         self._path: Path | None = None
         self._save_every = 1
 
@@ -153,6 +158,12 @@ class Run:
         """Whether no round follows after t of them: all are done, or the budget allows none."""
         account = self.account
         return t >= self.rounds or (account is not None and account.spent(t + 1) > account.budget)
+
+    def cohort(self, t: int) -> Context:
+        """Whom round t calls; the same ones if it is begun again."""
+        if self._cohort is None or self._cohort[0] != t:
+            self._cohort = t, asked(self.call, self.clients.count, self.recipe.seed, t)
+        return self._cohort[1]._replace(secret=self.recipe.secret)
 
     def keep(
         self,
@@ -199,7 +210,7 @@ class Run:
 
     def _give_up(self, why: RoundFailed) -> Round:
         """A round that failed is on the books as if nobody had answered; ``skip`` of them may."""
-        nobody = self.call(self.clients.count, self.recipe.seed, self.t).keep(np.zeros(0, int))
+        nobody = self.cohort(self.t).keep(np.zeros(0, int))
         message = self.recipe.algorithm.message(self.state)
         reply, _ = no_reply(self.recipe, message, nobody)
         state = self.recipe.algorithm.idle(self.state, reply["delta"], reply, reply["n"])

@@ -18,6 +18,34 @@ from .transform import Context
 Call = Callable[[int, int, int], Context]  # N clients, seed, round t -> who, and how much
 
 
+def asked(call: Call, n: int, seed: int, t: int) -> Context:
+    """Whom a call calls, if it is of this round and names clients of 0..N-1; else ValueError.
+
+    A call of one's own that always said round 0 would have every round draw the same noise.
+
+    Example:
+        >>> asked(lambda n, seed, t: uniform(3)(n, seed, 0), 10, 0, 7)
+        Traceback (most recent call last):
+        ...
+        ValueError: cohort: seed and round must be those of the call, (0, 7), got (0, 0), e.g. ...
+    """
+    ctx, example = call(n, seed, t), "Context(seed, t, S, S)"
+    known, kind = isinstance(ctx, Context), type(ctx).__name__
+    check("cohort", "what it returns", kind, known, "a Context", example)
+    got, rule = (ctx.seed, ctx.round), f"those of the call, {(seed, t)}"
+    check("cohort", "seed and round", got, got == (seed, t), rule, example)
+    for name, S in {"called": ctx.called, "answered": ctx.answered}.items():
+        ok = isinstance(S, np.ndarray) and S.ndim == 1 and S.dtype.kind == "i"
+        ok = ok and bool(((S >= 0) & (S < n)).all())
+        check("cohort", name, S, ok, f"an array of client numbers 0..{n - 1}", "np.array([0, 1])")
+    some = bool(np.isin(ctx.answered, ctx.called).all())
+    check("cohort", "answered", ctx.answered, some, "among those called", "ctx.keep(there)")
+    w, K = ctx.work, len(ctx.answered)
+    ok = w is None or (np.shape(w) == (K,) and bool(((w >= 0) & (w <= 1)).all()))
+    check("cohort", "work", w, ok, f"None, or {K} numbers from 0 to 1", "np.ones(K)")
+    return ctx
+
+
 def sample(n: int, k: int, seed: int, t: int) -> np.ndarray:
     """S_t (k,): k of n clients, uniformly, without replacement, ascending: from (seed, t) alone.
 

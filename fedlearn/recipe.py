@@ -29,13 +29,18 @@ class Recipe:
         epochs: E, local passes a round over a client's data.
         seed: Of the cohorts, the shuffles and the noise. A second run with the same seed draws the
             same numbers, whatever its theta: go on with ``federate(..., resume=...)``, or take
-            another seed.
+            another seed. Whoever knows the seed of a release can subtract its noise, and two
+            releases of one seed and the same noise tell their difference exactly.
         equal: Every client counts 1 and not n_k: p_k = 1/K. For cohorts drawn in proportion to n_k,
             and where no client may count more than another.
+        secret: For a release: noise, and the cohorts of ``dp_federate``, come from the operating
+            system, new at every draw. No seed gives them again, so a run that is resumed or made
+            again draws others. Floating-point noise of NumPy's generator is not hardened against
+            attacks on its low bits (Mironov, 2012). False, for lessons and tests: from the seed.
 
     Raises:
-        ValueError: If ``batch``, ``epochs`` or ``seed`` is out of range, ``theta`` not a vector, or
-            the method right only behind a plain mean and the pipeline none.
+        ValueError: If a number is out of range, ``secret`` no bool, ``theta`` not a vector, or the
+            method right only behind a plain mean and the pipeline none.
 
     Example:
         >>> from fedlearn import algorithms, model
@@ -51,6 +56,7 @@ class Recipe:
     epochs: int = 1
     seed: int = 0
     equal: bool = False
+    secret: bool = False
 
     def __post_init__(self) -> None:
         theta, rule = self.theta, "a finite vector (d,), a tensor of real numbers"
@@ -61,6 +67,8 @@ class Recipe:
         check("Recipe", "batch", self.batch, self.batch is None or is_whole(self.batch), rule, 32)
         whole("Recipe", "epochs", self.epochs, example=5)
         whole("Recipe", "seed", self.seed, 0, 2**63 - 1, example=0)
+        known = isinstance(self.secret, bool)
+        check("Recipe", "secret", self.secret, known, "True or False", True)
         name, bent = self.algorithm.client.__qualname__.split(".")[0], self.pipeline.bent
         rule = f"a weighted mean and nothing else, for {name}'s clients go on from what they sent"
         so = "chain(mean()); or a method without such a memory, e.g. fedavg or scaffold"
@@ -100,13 +108,36 @@ def client_step(
 
     Returns:
         {"delta": (K, d), "n": (K,), "loss": (K,), ...}, and what they remember now.
+
+    Raises:
+        ValueError: If the method's reply has other rows, or it keeps what it didn't declare.
     """
     reply, own = recipe.algorithm.client(message, shards, memory[0])
+    _check_reply(recipe.algorithm, reply, message["theta"], len(shards.n))
     known, rule = sorted(memory[0]), "what the method's memory(theta0) declares"
     check("client", "what is kept", sorted(own), set(own) <= set(known), rule, known)
-    delta = reply["delta"].to(recipe.theta.dtype)
+    delta, ctx = (
+        reply["delta"].to(recipe.theta.dtype),
+        ctx._replace(secret=ctx.secret or recipe.secret),
+    )
     delta, stages = recipe.pipeline.encode(delta, shards.n, memory[1:], ctx)
     return {**reply, "delta": delta, "n": shards.n}, (own, *stages)
+
+
+def _check_reply(method: Algorithm, reply: Reply, theta: Tensor, K: int) -> None:
+    """A row a client in everything, delta as long as theta and of its type."""
+    name = getattr(method.client, "__qualname__", "client").split(".")[0]
+    look = lambda v: (tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (type(v).__name__,)
+    got, d = {k: look(v) for k, v in reply.items()}, theta.shape[-1]
+    want = ((K, d), theta.dtype)
+    rule = f"{(K, d)} of {theta.dtype}: a row for each of K = {K} clients, as long as theta"
+    check(
+        name, "reply['delta']", got.get("delta"), got.get("delta") == want, rule, "theta_k - theta"
+    )
+    loss, rule = got.get("loss", ((),))[0], f"{(K,)}, a number for each of K = {K} clients"
+    check(name, "reply['loss']", loss, loss == (K,), rule, "descend(...)[2]")
+    bad = {k: v[0] for k, v in got.items() if v[0][:1] != (K,)}
+    check(name, "each part of its reply", bad, not bad, f"a tensor ({K}, ...)", "(K, d)")
 
 
 def no_reply(recipe: Recipe, message: Message, ctx: Context) -> tuple[Reply, Memories]:

@@ -7,19 +7,20 @@ A stage acts on the matrix of updates, a row per client. It is one of
     After      (d,)   -> (d,)     runs on the server
 """
 
+import secrets
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import not_negative, positive
+from .checks import check, not_negative, positive
 from .rng import Use, numpy_rng
 from .task import wide
 
 Memory = dict[str, Tensor]  # what one client keeps between rounds; stacked: (K, ...)
-NOT_SENT = {"n", "loss", "seconds"}  # of a reply: known to the server, or kept for the plot
+NOT_SENT = {"n", "loss", "seconds", "came"}  # of a reply: known to the server, or for the books
 
 
 class Context(NamedTuple):
@@ -34,6 +35,10 @@ class Context(NamedTuple):
         work: (R,) the fraction of its local steps that each of them does; None for all of them.
         turns: (R,) the number that each one's shuffle depends on where clients have no common
             round, as in an asynchronous run; None for the round t.
+        secret: Whether noise comes from the operating system; else it is a function of the seed.
+        stage: Stages of noise before the one that runs, on the clients or on the server.
+        again: (R,) how often each one stands before itself in the cohort, if ``answered`` is a part
+            of it; None to count them there.
     """
 
     seed: int
@@ -42,11 +47,56 @@ class Context(NamedTuple):
     answered: np.ndarray
     work: np.ndarray | None = None
     turns: np.ndarray | None = None
+    secret: bool = False
+    stage: int = 0
+    again: np.ndarray | None = None
 
     def keep(self, some: np.ndarray) -> "Context":
         """The same round with the rows at ``some`` alone: a mask (R,), or places in 0..R-1."""
         work, turns = (v if v is None else v[some] for v in (self.work, self.turns))
-        return self._replace(answered=self.answered[some], work=work, turns=turns)
+        who, again = self.answered[some], self.earlier()[some]
+        return self._replace(answered=who, work=work, turns=turns, again=again)
+
+    def earlier(self) -> np.ndarray:
+        """(R,) how often each one stands before itself in the cohort: 0 unless drawn twice."""
+        if self.again is not None:
+            return self.again
+        order = np.argsort(self.answered, kind="stable")
+        ranks, ordered = np.empty_like(order), self.answered[order]
+        ranks[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+        return ranks
+
+    def heard(self, reply: dict[str, Tensor]) -> "Context":
+        """The round of those whose rows came back: all, or those at the places ``reply["came"]``.
+
+        ValueError unless delta, loss and n > 0 hold a row for each.
+        """
+        ctx = self.keep(reply["came"].numpy()) if "came" in reply else self
+        K, name = len(ctx.answered), "clients.run"
+        for key, like in {"delta": "(K, d)", "loss": "(K,)", "n": "(K,)"}.items():
+            got = tuple(reply[key].shape) if key in reply else "none"
+            ok = got[:1] == (K,) and len(got) == len(like.split())
+            check(name, f"reply[{key!r}]", got, ok, f"{like}, a row for each of K = {K}", like)
+        n = reply["n"]
+        good = bool(((n > 0) & n.isfinite()).all())
+        check(name, "reply['n']", n.tolist(), good, "> 0 and finite", "shards.n")
+        return ctx
+
+    def noise(self, use: Use, std: float, like: Tensor) -> Tensor:
+        """N(0, std²) in the shape of ``like``: (d,), or (R, d) with each client's row its own.
+
+        No two draws of a run have the same path: seed, use, round, stage and the bits of std, with
+        the client, its ``again`` and its turn. So neither two stages nor two runs with different
+        noise share numbers. If ``secret``, every draw is seeded by the operating system instead.
+        """
+        turns = () if self.turns is None else (self.turns,)
+        rows = zip(self.answered, self.earlier(), *turns) if like.dim() > 1 else [()]
+        bits = int(np.float64(std).view(np.uint64))
+        path = (use, self.round, self.stage, bits)
+        new = lambda: np.random.default_rng(secrets.randbits(256))
+        rngs = [new() if self.secret else numpy_rng(self.seed, *path, *row) for row in rows]
+        draws = [rng.standard_normal(like.shape[-1]) for rng in rngs]
+        return float(std) * torch.from_numpy(np.reshape(draws, like.shape)).to(like)
 
 
 class Rowwise(NamedTuple):
@@ -59,6 +109,7 @@ class Rowwise(NamedTuple):
         private: Whether it exists to hide the update from the server.
         bound: The norm that no row exceeds behind it; None if it sets none.
         plain: Whether the weighted mean behind it is that of the rows before it, up to rounding.
+        std: Of the Gaussian noise that it adds to every number.
     """
 
     name: str
@@ -67,6 +118,7 @@ class Rowwise(NamedTuple):
     private: bool = False
     bound: float | None = None
     plain: bool = False
+    std: float = 0.0
 
 
 class Reduce(NamedTuple):
@@ -113,7 +165,8 @@ class Pipeline(NamedTuple):
     @property
     def bent(self) -> list[str]:
         """Names of the stages that make something else than the weighted mean of the updates."""
-        return [s.name for s in (*self.on_client, self.reduce, *self.on_server) if not s.plain]
+        stages: list[Any] = [*self.on_client, self.reduce, *self.on_server]
+        return [s.name for s in stages if not s.plain]
 
     def memory(self, theta: Tensor) -> tuple[Memory, ...]:
         """What a client keeps before its first round, for each of its stages."""
@@ -123,9 +176,9 @@ class Pipeline(NamedTuple):
         self, delta: Tensor, n: Tensor, memory: Sequence[Memory], ctx: Context
     ) -> tuple[Tensor, tuple[Memory, ...]]:
         """Run the client's stages on rows (R, d). -> rows (R, d), what each stage keeps."""
-        kept = []
-        for stage, own in zip(self.on_client, memory or [{}] * len(self.on_client), strict=True):
-            delta, own = stage.apply(delta, n, own, ctx)
+        kept, memory = [], memory or [{}] * len(self.on_client)
+        for stage, own, i in zip(self.on_client, memory, _noises(self.on_client), strict=True):
+            delta, own = stage.apply(delta, n, own, ctx._replace(stage=i))
             kept.append(own)
         return delta, tuple(kept)
 
@@ -152,9 +205,14 @@ class Pipeline(NamedTuple):
         """
         self.fits(reply)
         out = self.reduce.apply(reply["delta"], p) if len(p) else reply["delta"].sum(0)
-        for s in self.on_server:
-            out = s.apply(out, ctx)
+        for s, i in zip(self.on_server, _noises(self.on_server), strict=True):
+            out = s.apply(out, ctx._replace(stage=i))
         return out
+
+
+def _noises(stages: Sequence[Rowwise | After]) -> list[int]:
+    """How many stages before each one add noise: two of them never draw the same."""
+    return [sum(s.std > 0 for s in stages[:i]) for i in range(len(stages))]
 
 
 def chain(*stages: Rowwise | Reduce | After) -> Pipeline:
@@ -224,7 +282,9 @@ def reach(rows: Tensor, max_norm: float) -> Tensor:
     many, S, least = wide(rows), float(max_norm), torch.finfo(rows.dtype).eps / 8
     norm = many.norm(dim=-1, keepdim=True)
     factor = torch.where(norm.isfinite(), (S / norm).clamp(max=1), 0.0)
-    exact = lambda: torch.linalg.vector_norm((many * factor).to(rows).double(), dim=-1, keepdim=True)
+    exact = lambda: torch.linalg.vector_norm(
+        (many * factor).to(rows).double(), dim=-1, keepdim=True
+    )
     less = max(least, torch.finfo(many.dtype).eps, 2e-13)  # 1e-13: what the order of a sum changes
     while (over := (now := exact()) > S * (1 - 1e-13 * (factor < 1).double())).any():
         cut = factor * (S / now).to(factor) * (1 - less)
@@ -235,7 +295,8 @@ def reach(rows: Tensor, max_norm: float) -> Tensor:
 def noise(std: float) -> After:
     """Add Gaussian noise of standard deviation ``std`` to every number of the combined update.
 
-    The draw depends on (seed, round) alone. ValueError if ``std`` is negative or not finite.
+    The draw is a function of seed, round, earlier noises and ``std``, so whoever knows the seed can
+    subtract it, unless ``Recipe(secret=True)``. ValueError if ``std`` is negative or not finite.
 
     Example:
         >>> ctx = Context(seed=0, round=3, called=np.arange(2), answered=np.arange(2))
@@ -245,7 +306,6 @@ def noise(std: float) -> After:
     not_negative("noise", "std", std)
 
     def apply(delta: Tensor, ctx: Context) -> Tensor:
-        draw = numpy_rng(ctx.seed, Use.NOISE, ctx.round).standard_normal(len(delta))
-        return delta + std * torch.from_numpy(draw).to(delta)
+        return delta + ctx.noise(Use.NOISE, std, delta)
 
     return After(f"noise({std})", apply, std)

@@ -19,7 +19,7 @@ from ..algorithms import Message, Reply
 from ..checks import check, is_whole, positive, whole
 from ..loop import Clients
 from ..recipe import Memories
-from ..rng import Use, numpy_rng
+from ..rng import Use
 from ..transform import Context
 
 Attack = Callable[[Tensor, Tensor, Context], Tensor]  # honest (H, d), own (f, d), ctx -> (f, d)
@@ -68,20 +68,25 @@ class Byzantine:
     def run(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
         """Train the clients ``ctx.answered``, then replace the attackers' updates."""
         reply, kept = self.clients.run(message, ctx, memory)
+        return self.strike(reply, ctx.heard(reply)), kept
+
+    def strike(self, reply: Reply, ctx: Context) -> Reply:
+        """The reply of ``ctx.answered`` with the attackers' updates in place of their own."""
         bad = np.isin(ctx.answered, self.attackers)
         if not bad.any():
-            return reply, kept
+            return reply
         delta, them = reply["delta"].clone(), torch.from_numpy(bad).to(self.device)
         own = delta[them]
         seen = own if bad.all() else delta[~them]
         sent = self.attack(seen, own, ctx.keep(bad))
-        if sent.shape != own.shape:
+        got = tuple(sent.shape) if isinstance(sent, Tensor) else type(sent).__name__
+        if got != own.shape or sent.is_complex():
             raise ValueError(
                 f"Byzantine: the attack must return a row for each of its {len(own)} clients, "
-                f"{tuple(own.shape)}, got {tuple(sent.shape)}, e.g. -own"
+                f"{tuple(own.shape)}, real, got {got}, e.g. -own"
             )
         delta[them] = sent.to(delta)
-        return {**reply, "delta": delta}, kept
+        return {**reply, "delta": delta}
 
 
 def sign_flip(scale: float = 1.0) -> Attack:
@@ -105,7 +110,8 @@ def sign_flip(scale: float = 1.0) -> Attack:
 def gaussian(std: float) -> Attack:
     """Noise instead of an update: every number from N(0, std²), independent of all data.
 
-    A client's draw depends on (seed, round, client) alone.
+    A client's draw is a function of seed, round, client and ``std``, in a secret run, too: no noise
+    that protects anybody.
 
     Args:
         std: > 0 and finite, else ValueError.
@@ -121,9 +127,7 @@ def gaussian(std: float) -> Attack:
     positive("gaussian", "std", std, 0.2)
 
     def attack(honest: Tensor, own: Tensor, ctx: Context) -> Tensor:
-        draws = [numpy_rng(ctx.seed, Use.ATTACK, ctx.round, int(k)) for k in ctx.answered]
-        noise = np.stack([g.standard_normal(own.shape[1]) for g in draws])
-        return std * torch.from_numpy(noise).to(own)
+        return ctx._replace(secret=False).noise(Use.ATTACK, std, own)
 
     return attack
 

@@ -50,6 +50,8 @@ def adaptive_clip(
         start: S in round 0, > 0.
         bit_noise: sigma_b, noise on the number of bits; None for q N / 20. 2 sigma_b > z.
 
+    Whoever knows the seed of the run can subtract the noise, unless ``Recipe(secret=True)``.
+
     Returns:
         The method and the pipeline for a ``Recipe``. The server's state holds ``clip``, S; the
         broadcast's last number is S. ``Round.deltas`` are the rows as sent, (K, d + 1).
