@@ -1,6 +1,6 @@
 """Clients that live in this process, and the reference with all data in one place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 from .algorithms import Message, Reply
 from .algorithms.base import nbytes, payload
 from .checks import check, whole
-from .data import check_population
+from .data import check_population, like
 from .fleet import Fleet
 from .recipe import Memories, Recipe, client_step, shards_of
 from .transform import Context
@@ -23,17 +23,20 @@ class Simulated:
 
     Args:
         recipe: The run's recipe.
-        x: (n, ...) every client's examples.
-        y: (n,) their labels or targets.
-        parts: Rows of x and y each client holds, e.g. from :mod:`fedlearn.partition`.
+        x: (n, ...) every client's examples; tensors, arrays, DataFrames are copied, in the type of
+            the parameters.
+        y: (n, ...) what the loss compares with the scores: classes, targets, one or more each.
+        parts: Rows of x and y each client holds, e.g. from :mod:`fedlearn.partition`, or a dict
+            {client: rows}, whose keys become ``names``.
         chunk: Clients trained at once; None picks a number whose parameters stay in the cache. It
             changes nothing but speed, beyond float rounding.
         device: ``"cpu"`` or ``"cuda"``: where all of the run happens.
         fleet: The clients' machines; then every reply says how many ``seconds`` it took.
 
     Raises:
-        ValueError: If x and y differ in length, x holds inf or NaN, a client is empty or holds rows
-            that don't exist, a label lies outside the model's classes, or the model can't take x.
+        ValueError: If x and y differ in length, hold inf or NaN, a client is empty or holds rows
+            that don't exist, a label lies outside the model's classes, the model can't take x, or
+            the loss doesn't give one number for each y.
 
     Example:
         >>> from fedlearn import algorithms, model
@@ -51,19 +54,19 @@ class Simulated:
         recipe: Recipe,
         x: Tensor,
         y: Tensor,
-        parts: Sequence[np.ndarray],
+        parts: Sequence[np.ndarray] | Mapping[str, np.ndarray],
         *,
         chunk: int | None = None,
         device: str | torch.device = "cpu",
         fleet: Fleet | None = None,
     ):
-        check_population("Simulated", recipe.algorithm.task, x, y, parts)
+        own = check_population("Simulated", recipe.algorithm.task, x, y, parts, recipe.theta)
         if chunk is not None:
             whole("Simulated", "chunk", chunk)
-        self.recipe, self.count, self.fleet = recipe, len(parts), fleet
-        self.parts = [np.asarray(rows) for rows in parts]
-        self.device = torch.device(device)
-        self.x, self.y = x.to(self.device), y.to(self.device)
+        self.recipe, self.count, self.fleet = recipe, len(own.parts), fleet
+        self.parts, self.names, self.device = own.parts, own.names, torch.device(device)
+        theta = recipe.theta.to(self.device)
+        self.x, self.y = like(own.x, theta, copy=True), like(own.y, theta, copy=True)
         self.chunk = chunk or min(100, max(1, _CACHE // recipe.theta.numel()))
 
     def memory(self) -> Memories:
@@ -115,7 +118,7 @@ def centralised(
     Args:
         recipe: The federated run's recipe.
         x: (n, ...).
-        y: (n,).
+        y: (n, ...).
         n_clients: N of the federated run.
         device: As for :class:`Simulated`.
 
