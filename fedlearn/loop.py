@@ -113,7 +113,7 @@ class Run:
         whole(self.name, "skip", self.skip, 0, example=3)
         theta, method = self.recipe.theta.detach().clone(), self.recipe.algorithm
         self.t, self.state = 0, method.init(theta.to(self.clients.device))
-        self.memory, self.history = self.clients.memory(), History(theta=theta)
+        self.memory, self.history = self.clients.memory(), History(theta=theta.clone())
         self._rounds: Iterator[Round] | None = None  # None: to begin anew from what the run is
         self._done: tuple[Round, State, Memories] | None = None  # computed, not yet written down
         self._path: Path | None = None
@@ -257,7 +257,7 @@ class Run:
         then = disk.decode(content, where, self.clients.device)
         disk.check_same(then["made"], self.made)
         self.t, self.state, self.memory = then["t"], then["state"], tuple(then["memory"])
-        self.history = History(**then["history"], theta=self.state["theta"])
+        self.history = History(**then["history"], theta=self.state["theta"].clone())
         return self
 
 

@@ -91,7 +91,7 @@ def fit(
     if len(x) != len(y):
         raise ValueError(
             f"{name}: x and y must have one row an example, got {len(x)} and {len(y)}, e.g. "
-            f"x[:{min(len(x), len(y))}], if the rest is too much"
+            f"data.x_test and data.y_test"
         )
     if not len(x):
         raise ValueError(f"{name}: needs at least one example, got none, e.g. data.load('digits')")
