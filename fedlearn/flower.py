@@ -18,6 +18,8 @@ from torch import Tensor
 from .algorithms import Message as Broadcast
 from .algorithms import Reply
 from .checks import RoundFailed, check
+from .data import fit, like, tensor
+from .partition.base import rows as rows_of
 from .recipe import Memories, Recipe, client_step, no_reply, shards_of
 from .transform import Context
 
@@ -44,9 +46,10 @@ def client_app(load: Load) -> ClientApp:
 
     Args:
         load: Flower's context -> (recipe, x, y, rows): the run's recipe, and which rows of x and y
-            this node holds. Only those are read. ``context.node_config["partition-id"]`` must be
-            the client's number. The numbers of the rows feed the shuffle: keep them as they are in
-            the whole data set to get the bits of the simulation.
+            this node holds. Only those are read, and checked as by ``Simulated``.
+            ``context.node_config["partition-id"]`` must be the client's number. The numbers of the
+            rows feed the shuffle: keep them as they are in the whole data set to get the bits of
+            the simulation.
 
     Example:
         >>> type(client_app(lambda context: None)).__name__
@@ -65,7 +68,12 @@ def client_app(load: Load) -> ClientApp:
         work = np.array(works)[answered == me] if works else None
         ctx = Context(int(config["seed"]), int(config["round"]), called, np.array([me]), work)
         before = _recall(context.state, recipe, config)
-        shards = shards_of(recipe, x, y, {me: rows}, ctx)
+        task, theta = recipe.algorithm.task, recipe.theta
+        x, y = tensor("client_app", "x", x), tensor("client_app", "y", y)
+        mine = np.sort(rows_of("client_app", [rows], len(y))[0])
+        x, y = (like(v, theta) for v in fit("client_app", task, x[mine], y[mine], theta))
+        shards = shards_of(recipe, x, y, {me: mine}, ctx)  # shuffled by the numbers of the rows
+        shards = shards._replace(index=torch.searchsorted(torch.from_numpy(mine), shards.index))
         reply, kept = client_step(recipe, unpack(content["message"]), shards, before, ctx)
         _remember(context.state, config, kept)
         own = pack({k: v[0] for k, v in reply.items()})
