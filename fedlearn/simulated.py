@@ -16,6 +16,7 @@ from .recipe import Memories, Recipe, client_step, shards_of
 from .transform import Context
 
 _CACHE = 1_000_000  # parameters of a chunk: 4 MB, about one core's share of the cache
+_PADDED = 100_000_000  # numbers that a chunk lays out, padding and all: 400 MB
 
 
 class Simulated:
@@ -84,15 +85,26 @@ class Simulated:
         once = not any(memory) or len(np.unique(who)) == len(who)
         rule = "without a client twice, for they remember something: draw without replacement"
         check("Simulated", "the cohort", who, once, rule, "weighted(k, sizes, replace=False)")
-        if len(who) <= self.chunk:
+        n = np.array([len(self.parts[k]) for k in who], np.int64)
+        order = np.argsort(n, kind="stable")  # clients of like sizes together: little is padded
+        cuts = np.split(order, range(self.chunk, len(order), self.chunk))
+        if len(cuts) == 1 and len(self._pieces(order, n)) == 1:
             return self._train(message, ctx, memory)
-        order = np.argsort([len(self.parts[k]) for k in who], kind="stable")
-        cuts = np.split(order, range(self.chunk, len(order), self.chunk))  # like sizes: no padding
+        cuts = [piece for cut in cuts for piece in self._pieces(cut, n)]
         done = [self._train(message, ctx.keep(at), memory) for at in cuts]
         back = torch.from_numpy(np.argsort(order)).to(self.device)
         join = lambda some: {k: torch.cat([r[k] for r in some])[back] for k in some[0]}
         replies, kept = zip(*done)
         return join(replies), tuple(join(own) for own in zip(*kept))
+
+    def _pieces(self, cut: np.ndarray, n: np.ndarray) -> list[np.ndarray]:
+        """A chunk, smallest client first; in pieces if a large one would pad the others beyond."""
+        largest = int(n[cut[-1]]) if len(cut) else 0
+        B = min(self.recipe.batch or largest, largest)
+        one = B * self.x[0].numel() + 8 * self.recipe.epochs * largest  # numbers that it lays out
+        if len(cut) < 2 or one * len(cut) <= _PADDED:
+            return [cut]
+        return [piece for half in np.array_split(cut, 2) for piece in self._pieces(half, n)]
 
     def _train(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
         rows = torch.from_numpy(ctx.answered).to(self.device)
