@@ -79,7 +79,7 @@ def schedule(
     own = [parts[k] for k in clients]
     n = np.array([len(p) for p in own])
     largest = max(int(n.max()), 1)
-    B = min(batch or largest, largest)
+    B, epochs = int(min(batch or largest, largest)), int(epochs)  # NumPy's small ones overflow
     T1 = max(int((-(-n // B)).max()), 1)  # steps an epoch
     flat = np.concatenate(own)
     client = np.repeat(np.arange(len(own)), n)

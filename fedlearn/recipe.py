@@ -60,6 +60,8 @@ class Recipe:
         check("Recipe", "batch", self.batch, self.batch is None or is_whole(self.batch), rule, 32)
         whole("Recipe", "epochs", self.epochs, example=5)
         whole("Recipe", "seed", self.seed, 0, 2**63 - 1, example=0)
+        for name in ("batch", "epochs", "seed"):  # NumPy's small integers overflow
+            object.__setattr__(self, name, getattr(self, name) and int(getattr(self, name)))
 
     def memory(self) -> Memories:
         """What a client keeps before its first round: the method's part, then each stage's."""

@@ -149,5 +149,5 @@ def centralised(
         (640, 1)
     """
     whole("centralised", "n_clients", n_clients, example=20)
-    pooled = replace(recipe, batch=recipe.batch and min(recipe.batch * n_clients, len(y)))
+    pooled = replace(recipe, batch=recipe.batch and min(recipe.batch * int(n_clients), len(y)))
     return Simulated(pooled, x, y, [np.arange(len(y))], device=device)

@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 _CURES = {  # kind of an array -> what to do, for x and for y
     "text": ("pd.get_dummies(x)", "np.unique(y, return_inverse=True)[1]"),
     "dates": ("x.astype('int64')", "y.astype('int64')"),
     "complex numbers": ("np.stack([x.real, x.imag], 1)", "y.real"),
     "objects": ("x.astype(float)", "y.astype(float)"),
+    "whole objects": ("x.astype(int)", "y.astype(int)"),
 }
 _KINDS = {"U": "text", "S": "text", "T": "text", "M": "dates", "m": "dates", "c": "complex numbers"}
 
@@ -33,6 +35,8 @@ def tensor(name: str, what: str, v: Any) -> Tensor:
         ...
         ValueError: Simulated: y must hold numbers, got text, e.g. np.unique(y, return_inverse=...
     """
+    if isinstance(v, (Dataset, DataLoader)):
+        _one(name, what, v)
     if not isinstance(v, Tensor):
         if isinstance(v, (list, tuple)) and len(v) and all(isinstance(t, Tensor) for t in v):
             v = _stacked(name, what, v)
@@ -56,12 +60,10 @@ def check_finite(name: str, what: str, v: Tensor, dtype: torch.dtype) -> None:
     """ValueError if a real number is inf or NaN, or becomes inf in the parameters' type."""
     if not v.is_floating_point():
         return
-    fine = lambda part: part.to(dtype).isfinite()
-    if all(bool(fine(part).all()) for part in v.split(10_000)):  # in parts: isfinite copies
-        return
-    bad = torch.cat(
-        [~fine(part).flatten(1).all(1) if v.dim() > 1 else ~fine(part) for part in v.split(10_000)]
-    )
+    real = [part.to(dtype) for part in v.split(10_000)] if v.dtype != dtype else v.split(10_000)
+    if all(bool(part.sum().isfinite()) or bool(part.isfinite().all()) for part in real):
+        return  # the sum, which copies nothing, may overflow; what isn't finite enters it
+    bad = torch.cat([~part.isfinite().reshape(len(part), -1).all(1) for part in real])
     where = f"in {int(bad.sum())} of {len(v)} examples, first in row {int(bad.nonzero()[0])}"
     if bool(v.isfinite().all()):
         raise ValueError(
@@ -100,15 +102,20 @@ def _array(name: str, what: str, v: Any) -> np.ndarray:
             f"{name}: {what} must have one shape an example, got a {type(v).__name__} that is no "
             f"array ({e}); cut or pad the examples to one length"
         ) from e
+    if hasattr(v, "toarray"):
+        raise ValueError(
+            f"{name}: {what} must be dense, got {type(v).__name__}, e.g. {what}.toarray()"
+        )
     if not array.ndim:
         _one(name, what, v)
     kind = array.dtype.kind
     if kind == "O":
         found = [u for u in array.flat if not isinstance(u, (bool, int, float, np.generic))]
-        first = found[0] if found else 0.0
+        first = found[0] if found else array.flat[0]
         if isinstance(first, str):
             _refuse(name, what, "text")
-        _refuse(name, what, "objects", f" ({type(first).__name__})" if found else "")
+        whole = not found and all(isinstance(u, (bool, int, np.integer)) for u in array.flat)
+        _refuse(name, what, "whole objects" if whole else "objects", f" ({type(first).__name__})")
     if kind not in "biuf":
         _refuse(
             name, what, _KINDS.get(kind, "objects"), "" if kind in _KINDS else f" ({array.dtype})"
@@ -152,4 +159,5 @@ def _one(name: str, what: str, v: Any) -> None:
 
 def _refuse(name: str, what: str, kind: str, more: str = "") -> None:
     cure = _CURES[kind][what == "y"]
-    raise ValueError(f"{name}: {what} must hold numbers, got {kind}{more}, e.g. {cure}")
+    said = kind.removeprefix("whole ") + more
+    raise ValueError(f"{name}: {what} must hold numbers, got {said}, e.g. {cure}")

@@ -125,7 +125,7 @@ def _examples(
 ) -> tuple[Tensor, Tensor]:
     """x as the model takes it, and scores of a few: beside theta, for at 0 all are the same."""
     own, real = x[few.to(x.device)].to(theta.device), theta.dtype
-    types = (real,) if x.is_floating_point() else (real, torch.int64)
+    types = (real, torch.int64)
     off = torch.randn(theta.shape, generator=torch.Generator().manual_seed(0))
     near = theta + 0.1 * off.to(theta)
     said: dict[torch.dtype, Exception] = {}
@@ -141,10 +141,14 @@ def _examples(
                 f"{tuple(scores.shape)} for {len(few)} examples, e.g. a module that leaves the "
                 f"first dimension alone"
             )
+        if x.is_floating_point() and dtype == torch.int64:
+            break  # it may be meant, but not every real number is a whole one
         return (x if x.is_floating_point() else x.to(dtype)), scores
     cure, why = f"softmax_regression({x[0].numel()}, 10) for these", said[real]
     if isinstance(said.get(torch.int64), IndexError):
         cure, why = f"nn.Embedding({int(x.max()) + 1}, 32), numbers >= 0", said[torch.int64]
+    elif torch.int64 not in said:
+        cure = "x.long(), as this model takes integers"
     elif x.dim() == 1:
         cure = "x[:, None] for one feature"
     raise ValueError(
@@ -197,9 +201,14 @@ def check_labels(name: str, y: Tensor, classes: int) -> None:
         )
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= classes:
+        cure = f"softmax_regression(64, {high + 1})"
+        if low < 0:
+            cure = "np.unique(y, return_inverse=True)[1]"
+        if low == -100:  # PyTorch's way to leave words out
+            cure = "a loss of your own, (B,), that leaves these out"
         raise ValueError(
             f"{name}: labels must be 0..{classes - 1} for a model with {classes} scores, got "
-            f"{low}..{high}, e.g. softmax_regression(64, {high + 1})"
+            f"{low}..{high}, e.g. {cure}"
         )
 
 

@@ -80,7 +80,7 @@ def _called(names: Sequence[str] | None, k: int) -> str:
 
 def _own(name: str, part: Any, who: str, n: int, empty: bool) -> np.ndarray:
     """One client's rows."""
-    own = np.array(part.cpu() if hasattr(part, "cpu") else part)
+    own = np.asarray(part.cpu() if hasattr(part, "cpu") else part)
     if own.ndim != 1:
         raise ValueError(
             f"{name}: parts must be a list of rows a client, got shape {own.shape} for {who}, "
