@@ -26,6 +26,8 @@ except ImportError as e:
 from .algorithms import Message as Broadcast
 from .algorithms import Reply
 from .checks import RoundFailed, check, is_whole, whole
+from .data import fit, like, tensor
+from .partition.base import rows as rows_of
 from .privacy.dp import blind
 from .recipe import Memories, Recipe, client_step, no_reply, shards_of
 from .transform import Context
@@ -103,7 +105,8 @@ def client_app(load: Load, *, seeded: bool = False) -> ClientApp:
 
     Args:
         load: Flower's context -> (recipe, x, y, rows): the run's recipe, and which rows of x and y
-            this node holds. Only those are read. ``context.node_config["partition-id"]`` must be
+            this node holds. Only those are read, and checked as by
+            ``Simulated``. ``context.node_config["partition-id"]`` must be
             the client's number, an integer. The numbers of the rows and the recipe's seed feed the
             shuffle, and nothing else: keep them as they are in the simulation to get its bits.
         seeded: For teaching: noise from the recipe's seed, the bits of the simulation. Whoever
@@ -133,7 +136,12 @@ def client_app(load: Load, *, seeded: bool = False) -> ClientApp:
         if seeded:
             _warn_of_the_seed("client_app", [s.std for s in recipe.pipeline.on_client])
         before = _recall(context.state, recipe, config)
-        shards = shards_of(recipe, x, y, {me: rows}, ctx)
+        task, theta = recipe.algorithm.task, recipe.theta
+        x, y = tensor("client_app", "x", x), tensor("client_app", "y", y)
+        mine = np.sort(rows_of("client_app", [rows], len(y))[0])
+        x, y = (like(v, theta) for v in fit("client_app", task, x[mine], y[mine], theta))
+        shards = shards_of(recipe, x, y, {me: mine}, ctx)  # shuffled by the numbers of the rows
+        shards = shards._replace(index=torch.searchsorted(torch.from_numpy(mine), shards.index))
         reply, kept = client_step(recipe, message, shards, before, ctx)
         recipe.pipeline.fits(reply)
         _remember(context.state, config, kept)

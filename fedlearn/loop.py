@@ -117,7 +117,7 @@ class Run:
         whole(self.name, "skip", self.skip, 0, example=3)
         theta, method = self.recipe.theta.detach().clone(), self.recipe.algorithm
         self.t, self.state = 0, method.init(theta.to(self.clients.device))
-        self.memory, self.history = self.clients.memory(), History(theta=theta)
+        self.memory, self.history = self.clients.memory(), History(theta=theta.clone())
         if not self.recipe.pipeline.reduce.plain:  # what can't be guarded is refused before round 0
             none = np.zeros(0, int)
             nobody = Context(self.recipe.seed, 0, none, none)
@@ -273,7 +273,7 @@ class Run:
         then = disk.decode(content, where, self.clients.device)
         disk.check_same(then["made"], self.made)
         self.t, self.state, self.memory = then["t"], then["state"], tuple(then["memory"])
-        self.history = History(**then["history"], theta=self.state["theta"])
+        self.history = History(**then["history"], theta=self.state["theta"].clone())
         return self
 
 

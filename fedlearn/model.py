@@ -17,11 +17,11 @@ from .data import check_labels
 from .diagnostics.measures import evaluator
 from .module import from_module
 from .rng import Use, numpy_rng
-from .task import Loss, Task, cross_entropy, squared_error, views, wide
+from .task import Loss, Task, binary_cross_entropy, cross_entropy, squared_error, views, wide
 
 __all__ = [
-    "Loss", "Task", "check_labels", "cross_entropy", "evaluator", "from_module", "mlp",
-    "softmax_regression", "squared_error", "views",
+    "Loss", "Task", "binary_cross_entropy", "check_labels", "cross_entropy", "evaluator",
+    "from_module", "mlp", "softmax_regression", "squared_error", "views",
 ]  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def weighted(k: int, weight: Sequence[float], *, replace: bool = False) -> Call:
     "On the convergence of FedAvg on non-IID data", Scheme I.
     """
     whole("weighted", "k", k)
-    w = np.asarray(weight)
+    w = np.array(weight)
     good = w.dtype.kind in "iufb" and w.ndim == 1 and np.isfinite(w).all() and (w >= 0).all()
     good = good and w.sum() > 0 and (replace or k <= np.count_nonzero(w))
     rule = "N finite numbers >= 0, at least k of them > 0"
@@ -225,7 +225,7 @@ def _happens(name: str, p: np.ndarray, n: int, seed: int, use: Use, t: int) -> n
 
 def _chances(name: str, argument: str, values: Any) -> np.ndarray:
     """One probability, or one a client, as floats; no text."""
-    p = np.asarray(values)
+    p = np.array(values)
     kind = p.dtype.kind in ("iufb" if p.ndim else "iuf")  # a mask is 0 and 1
     ok = kind and p.ndim < 2 and bool(((p >= 0) & (p <= 1)).all())
     check(name, argument, values, ok, "one probability, or one a client", 0.3)

@@ -23,7 +23,7 @@ class Recipe:
 
     Attributes:
         algorithm: What clients and server do.
-        theta: (d,) initial parameters.
+        theta: (d,) initial parameters; a copy is kept.
         pipeline: Stages between a client's update and the server's step.
         batch: B, examples of a local step; None for all of a client's (B = inf).
         epochs: E, local passes a round over a client's data.
@@ -63,10 +63,13 @@ class Recipe:
         ok = isinstance(theta, Tensor) and theta.dim() == 1 and theta.is_floating_point()
         ok = ok and bool(theta.isfinite().all())
         check("Recipe", "theta", getattr(theta, "shape", theta), ok, rule, "task.theta0")
+        object.__setattr__(self, "theta", theta.detach().clone())  # no graph, and nobody else's
         rule = "an integer >= 1, or None for all of a client's examples"
         check("Recipe", "batch", self.batch, self.batch is None or is_whole(self.batch), rule, 32)
         whole("Recipe", "epochs", self.epochs, example=5)
         whole("Recipe", "seed", self.seed, 0, 2**63 - 1, example=0)
+        for name in ("batch", "epochs", "seed"):  # NumPy's small integers overflow
+            object.__setattr__(self, name, getattr(self, name) and int(getattr(self, name)))
         known = isinstance(self.secret, bool)
         check("Recipe", "secret", self.secret, known, "True or False", True)
         name, bent = self.algorithm.client.__qualname__.split(".")[0], self.pipeline.bent

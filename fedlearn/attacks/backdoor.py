@@ -11,7 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from ..checks import check, positive, probability, whole
+from ..data import fit, like, tensor
 from ..model import Task
+from ..partition.base import rows
 from ..rng import Use, numpy_rng
 from ..transform import Context
 from .byzantine import Attack, _attackers
@@ -86,15 +88,17 @@ def poison(
         Gu, Dolan-Gavitt, Garg, 2017 (BadNets); on clients: Bagdasaryan, Veit, Hua, Estrin,
         Shmatikov, 2020, "How to backdoor federated learning".
     """
+    x, y = tensor("poison", "x", x), tensor("poison", "y", y)
+    parts = rows("poison", parts, len(y), empty=True)
     bad = _attackers("poison", attackers, len(parts))
     probability("poison", "share", share, 0.5)
     whole("poison", "target", target, 0, example=7)
     x, y = x.clone(), y.clone()
     for k in bad:
         own = parts[k]
-        m = max(1, round(share * len(own)))
-        rows = numpy_rng(seed, Use.ATTACK, int(k)).choice(own, size=m, replace=False)
-        x[rows], y[rows] = trigger(x[rows]), target
+        m = max(1, round(share * len(own))) if len(own) else 0
+        some = numpy_rng(seed, Use.ATTACK, int(k)).choice(own, size=m, replace=False)
+        x[some], y[some] = trigger(x[some]), target
     return x, y
 
 
@@ -180,8 +184,14 @@ def backdoor_rate(
     Reference:
         Bagdasaryan et al., 2020 (their "backdoor accuracy").
     """
+    x, y = (like(v, theta) for v in fit("backdoor_rate", task, x, y, theta))
+    classes = y.dim() == 1 and not y.is_floating_point()
+    check("backdoor_rate", "y", tuple(y.shape), classes, "one integer class an example", "y.long()")
+    scores = task.predict(theta, x[:1])
+    rule = "a model with a score for each class"
+    check("backdoor_rate", "task", tuple(scores.shape), scores[0].numel() > 1, rule, "mlp(64, 10)")
     others = y != target
     good = bool(others.any())
     check("backdoor_rate", "target", target, good, "not the class of all examples", 7)
-    seen = task.predict(theta, trigger(x[others])).argmax(-1)
+    seen = task.predict(theta, trigger(x[others])).argmax(1)
     return float((seen == target).double().mean())

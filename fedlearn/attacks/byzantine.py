@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ..algorithms import Message, Reply
 from ..checks import check, is_whole, positive, whole
+from ..data import tensor
 from ..loop import Clients
+from ..partition.base import rows
 from ..recipe import Memories
 from ..rng import Use
 from ..transform import Context
@@ -228,7 +230,7 @@ def label_flip(
     Data poisoning: it needs no change of the client's program.
 
     Args:
-        y: (n,) classes. A changed copy is returned.
+        y: (n, ...) classes. A changed copy is returned.
         parts: N index arrays.
         attackers: Different numbers of the clients that do it, else ValueError.
         classes: C; ValueError if a label of theirs is not in 0..C-1.
@@ -242,7 +244,9 @@ def label_flip(
         Fang, Cao, Jia, Gong, 2020, "Local model poisoning attacks to Byzantine-robust federated
         learning" (its label flipping attack).
     """
-    out = y.clone()
+    y = tensor("label_flip", "y", y)
+    check("label_flip", "y", str(y.dtype), not y.is_floating_point(), "integer classes", "y.long()")
+    out, parts = y.clone(), rows("label_flip", parts, len(y), empty=True)
     for k in _attackers("label_flip", attackers, len(parts)):
         mine = y[parts[k]]
         good = bool(((mine >= 0) & (mine < classes)).all())

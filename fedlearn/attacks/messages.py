@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check, positive, whole
-from ..task import Task
+from ..task import Task, binary_cross_entropy, squared_error
 
 Send = Callable[[Tensor, Tensor], Tensor]  # x (B, ...), y (B,) or (B, C) -> message (d,)
 
@@ -98,3 +98,6 @@ def _fits(name: str, task: Task, theta: Tensor) -> None:
     d = task.theta0.numel()
     ok = tuple(theta.shape) == (d,)
     check(name, "theta", tuple(theta.shape), ok, f"of shape ({d},) for this task", "task.theta0")
+    other = task.loss in (squared_error, binary_cross_entropy)
+    rule = "a classifier's: the message is a gradient of cross_entropy"
+    check(name, "task", getattr(task.loss, "__name__", ""), not other, rule, "from_module(module)")

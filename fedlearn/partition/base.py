@@ -1,6 +1,7 @@
 """What a partition is, how it is checked, summarised, saved and loaded again."""
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,92 @@ from .files import place, write_whole
 
 
 class Parts(list[np.ndarray]):
-    """One sorted index array per client, and ``note``: what the partitioner had to do, if anything.
+    """One sorted index array per client, and what is known of them.
+
+    Attributes:
+        note: What the partitioner had to do, if anything.
+        names: What the clients are called, the hospitals, say; None if they have numbers alone.
 
     Example:
-        >>> parts = Parts([np.array([0, 2]), np.array([1])])
-        >>> len(parts), parts.note
-        (2, '')
+        >>> parts = Parts([np.array([0, 2]), np.array([1])], names=["Basel", "Bern"])
+        >>> len(parts), parts.note, parts.names
+        (2, '', ('Basel', 'Bern'))
     """
 
-    def __init__(self, arrays: list[np.ndarray], note: str = ""):
-        super().__init__(np.sort(np.asarray(a, dtype=np.int64)) for a in arrays)
-        self.note = note
+    def __init__(self, arrays: Iterable[Any], note: str = "", names: Sequence[Any] | None = None):
+        any_row = np.iinfo(np.int64).max
+        own = [_own("Parts", a, f"client {k}", any_row, True) for k, a in enumerate(arrays)]
+        super().__init__(map(np.sort, own))
+        self.note, self.names = note, None if names is None else tuple(map(str, names))
+        fits = self.names is None or len(self.names) == len(self)
+        check("Parts", "names", names, fits, f"one for each of {len(self)} clients", "['a', 'b']")
+
+
+def names_of(parts: Any) -> tuple[str, ...] | None:
+    """What the clients are called: the keys of a dict, ``Parts.names``, or None.
+
+    Example:
+        >>> names_of({"Basel": [0, 2], "Bern": [1]}), names_of([[0, 2], [1]])
+        (('Basel', 'Bern'), None)
+    """
+    if isinstance(parts, Mapping):
+        numbers = set(parts) == set(range(len(parts)))
+        return None if numbers else tuple(map(str, parts))
+    return getattr(parts, "names", None)
+
+
+def rows(name: str, parts: Any, n: int, *, empty: bool = False) -> list[np.ndarray]:
+    """A copy of every client's rows, int64; the ``ValueError`` of ``name`` if some don't exist.
+
+    Args:
+        name: Of the function that was given them.
+        parts: An array, list or tensor of rows a client; or a dict {client: rows}, in its order. A
+            dict whose keys are the numbers 0..N-1 is put into theirs.
+        n: Of the examples: rows are 0..n-1.
+        empty: Whether a client may have none.
+
+    Example:
+        >>> rows("counts", {"Basel": [0, 2], "Bern": range(1)}, 3)
+        [array([0, 2]), array([0])]
+    """
+    names = names_of(parts)
+    if isinstance(parts, Mapping):
+        parts = list(parts.values()) if names else [parts[k] for k in range(len(parts))]
+    try:
+        parts = list(parts)
+    except TypeError:
+        parts = [parts]  # a number: told below
+    if not parts:
+        raise ValueError(
+            f"{name}: needs at least one client, got no parts, e.g. [np.arange({max(n, 1)})]"
+        )
+    return [_own(name, p, f"client {k}{_called(names, k)}", n, empty) for k, p in enumerate(parts)]
+
+
+def _called(names: Sequence[str] | None, k: int) -> str:
+    return f" ({names[k]})" if names else ""
+
+
+def _own(name: str, part: Any, who: str, n: int, empty: bool) -> np.ndarray:
+    """One client's rows."""
+    own = np.asarray(part.cpu() if hasattr(part, "cpu") else part)
+    if own.ndim != 1:
+        raise ValueError(
+            f"{name}: parts must be a list of rows a client, got shape {own.shape} for {who}, "
+            f"e.g. partition.by_attribute(column) for a column that says who holds what"
+        )
+    if len(own) and own.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name}: parts must be integer rows of x and y, got {own.dtype} for {who}, e.g. "
+            f"np.flatnonzero(mask) for a mask"
+        )
+    if (not len(own) and not empty) or (len(own) and (own.min() < 0 or own.max() >= n)):
+        got = f"{own.min()}..{own.max()}" if len(own) else "none"
+        raise ValueError(
+            f"{name}: every client needs rows from 0..{n - 1}, got {got} for {who}; make parts "
+            f"with fedlearn.partition, e.g. partition.iid(y, 10, rng)"
+        )
+    return own.astype(np.int64)
 
 
 def counts(parts: list[np.ndarray], labels: np.ndarray, classes: int) -> np.ndarray:
@@ -29,7 +105,7 @@ def counts(parts: list[np.ndarray], labels: np.ndarray, classes: int) -> np.ndar
 
     Args:
         parts: N index arrays.
-        labels: (n,) integer class of each example.
+        labels: (n,) integer class of each example, else ValueError.
         classes: C; ValueError if a label lies outside 0..C-1.
 
     Example:
@@ -37,19 +113,20 @@ def counts(parts: list[np.ndarray], labels: np.ndarray, classes: int) -> np.ndar
         array([[1, 1],
                [0, 1]])
     """
-    labels = np.asarray(labels)
+    labels = _integers("counts", _column("counts", labels))
+    held = rows("counts", parts, len(labels), empty=True)
     if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(
             f"counts: labels must be 0..{classes - 1}, got {labels.min()}..{labels.max()}, "
             f"e.g. classes={int(labels.max()) + 1}"
         )
-    return np.stack([np.bincount(labels[p], minlength=classes) for p in parts])
+    return np.stack([np.bincount(labels[p], minlength=classes) for p in held])
 
 
 def summary(parts: list[np.ndarray], labels: np.ndarray, classes: int) -> str:
     """The partition as a table in plain text: sizes, number of labels, most frequent label.
 
-    A header, a line a client, and a last line for all of them.
+    A header, a line a client, with its name if it has one, and a last line for all of them.
 
     Args:
         parts, labels, classes: As for :func:`counts`, which also says what raises.
@@ -62,11 +139,13 @@ def summary(parts: list[np.ndarray], labels: np.ndarray, classes: int) -> str:
            all         4       2    0 (50 %)
     """
     held = counts(parts, labels, classes)
-    lines = ["client  examples  labels  most frequent"]
-    for name, row in [*enumerate(held), ("all", held.sum(0))]:
+    names = [*(names_of(parts) or map(str, range(len(held)))), "all"]
+    wide = max(6, *map(len, names))
+    lines = [f"{'client':>{wide}}  examples  labels  most frequent"]
+    for name, row in zip(names, [*held, held.sum(0)], strict=True):
         top = int(row.argmax())
         share = f"{top} ({row[top] / max(row.sum(), 1):.0%})".replace("%", " %")
-        lines.append(f"{name:>6}  {row.sum():8}  {(row > 0).sum():6}    {share}")
+        lines.append(f"{name:>{wide}}  {row.sum():8}  {(row > 0).sum():6}    {share}")
     return "\n".join(lines)
 
 
@@ -155,11 +234,19 @@ def _top_up(owner: np.ndarray, n_clients: int, rng: np.random.Generator, min_siz
     return Parts(np.split(order, np.cumsum(sizes)[:-1]), note)
 
 
+def _column(name: str, labels: Any) -> np.ndarray:
+    """One value an example, as an array (n,)."""
+    labels = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
+    column = labels.ndim == 2 and labels.shape[1] == 1
+    rule = "one class an example, shape (n,), not one-hot rows"
+    cure = "labels.ravel()" if column else "labels.argmax(1)"
+    check(name, "labels", labels.shape, labels.ndim == 1, rule, cure)
+    return labels
+
+
 def _check(name: str, labels: np.ndarray, n_clients: int, each: int = 1) -> np.ndarray:
     whole(name, "n_clients", n_clients)
-    labels = np.asarray(labels)
-    rule = "one class an example, shape (n,), not one-hot rows"
-    check(name, "labels", labels.shape, labels.ndim == 1, rule, "labels.argmax(1)")
+    labels = _column(name, labels)
     if n_clients * each > len(labels):
         example = max(1, len(labels) // max(each, 1) // 2)
         raise ValueError(
@@ -170,10 +257,13 @@ def _check(name: str, labels: np.ndarray, n_clients: int, each: int = 1) -> np.n
 
 
 def _classes(name: str, labels: np.ndarray, n_clients: int, each: int = 1) -> np.ndarray:
-    labels = _check(name, labels, n_clients, each)
-    if not np.issubdtype(labels.dtype, np.integer):
+    return _integers(name, _check(name, labels, n_clients, each))
+
+
+def _integers(name: str, labels: np.ndarray) -> np.ndarray:
+    if len(labels) and labels.dtype.kind not in "iub":
         raise ValueError(
-            f"{name}: splits by label, so labels must be integer classes, got {labels.dtype}; "
-            f"for regression use iid or quantity"
+            f"{name}: labels must be integer classes, got {labels.dtype}, e.g. "
+            f"np.unique(labels, return_inverse=True)[1]; for a regression use iid or quantity"
         )
-    return labels
+    return labels.astype(np.int64)
