@@ -70,5 +70,5 @@ def views(theta: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """
     sizes = [torch.Size(s).numel() for s in shapes]
     return [
-        v.view(*v.shape[:-1], *s) for v, s in zip(theta.split(sizes, dim=-1), shapes, strict=True)
+        v.view((*v.shape[:-1], *s)) for v, s in zip(theta.split(sizes, dim=-1), shapes, strict=True)
     ]

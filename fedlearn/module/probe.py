@@ -2,7 +2,6 @@
 
 import math
 import random
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -285,8 +284,12 @@ class _Embeddings(TorchDispatchMode):
 
 
 @contextmanager
-def _strict(quiet: bool) -> Iterator[None]:
-    """vmap's own doubts (a rule it has not, a loop in its place) are errors."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore" if quiet else "error")
+def _strict(forced: bool) -> Iterator[None]:
+    """An operation that vmap has no rule for, and would loop over, is an error unless forced."""
+    functorch: Any = torch._C._functorch
+    before = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(before and forced)
+    try:
         yield
+    finally:
+        functorch._set_vmap_fallback_enabled(before)
