@@ -125,7 +125,7 @@ MODULES = {
     "a spare layer": (Spare, flat),
     "writes into x": (lambda: Apply(lambda x: x.sub_(0.5).div_(0.25)), flat),
     "control flow": (
-        lambda: Apply(lambda x, a, b: a(x) if float(x[0, 0]) > 0 else b(x), *(nn.Linear(12, 5),) * 2),
+        lambda: Apply(lambda x, m: m(x) if float(x[0, 0]) > 0 else m(-x), nn.Linear(12, 5)),
         flat,
     ),
     "a hook": (lambda: between(nn.Tanh()), flat),
