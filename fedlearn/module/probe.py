@@ -71,7 +71,7 @@ class Runner:
         )
 
     def _is_function(self, few: Tensor) -> None:
-        layers = views(self.theta0.to(few.device), self.shapes)
+        layers = views(self._near(1, few.device)[0], self.shapes)
         why = _trouble(copied(_NAME, self.net), self.names, layers, self.fixed, few)
         if not why:
             return
@@ -135,8 +135,9 @@ class Runner:
         theta = self._near(1, few.device)[0]
         with torch.no_grad(), _generators(few.device) as drawn:
             z = self.scores(views(theta, self.shapes), few)
+            untouched = drawn()
             both, alone = losses(z, y), losses(z[:1], y[:1])
-            moved = drawn()
+            moved = drawn() != untouched
         if moved or not _close(both[:1], alone):
             got = "one that draws random numbers" if moved else "one that depends on the others"
             raise ValueError(
@@ -183,15 +184,15 @@ def _trouble(net: nn.Module, names: Any, layers: Any, fixed: Any, few: Tensor) -
     for way in (torch.no_grad, torch.no_grad, torch.enable_grad):
         own = [v.clone().requires_grad_(way is torch.enable_grad) for v in layers]
         given = dict(zip(names, own)) | {k: v.clone().to(few.device) for k, v in fixed.items()}
-        before = dict(given), {k: v.detach().clone() for k, v in given.items()}
+        before = {k: (v, v._version, v.detach().clone()) for k, v in given.items()}
         with way(), _generators(few.device) as drawn, _first(net, drawn) as drew:
+            untouched = drawn()
             out = functional_call(net, given, (few.clone(),))
-            if drawn():
+            if drawn() != untouched:
                 return f"{drew[0] if drew else 'the forward'} draws random numbers"
         _check_scores(out, len(few))
-        for k, v in before[0].items():
-            new = given[k].detach()
-            if not (_same(before[1][k], v.detach()) and _same(before[1][k], new)):
+        for k, (v, version, number) in before.items():
+            if given[k] is not v or v._version != version or not _same(v.detach(), number):
                 what = "parameter" if k in names else "buffer"
                 return f"{_layer(net, k.rpartition('.')[0])} changes its {what} {k} when it is used"
         seen.append(out)
@@ -229,12 +230,18 @@ def _layer(net: nn.Module, name: str) -> str:
 
 @contextmanager
 def _first(net: nn.Module, drawn: Any) -> Iterator[list[str]]:
-    """The layers that drew, the innermost first."""
+    """The layers that drew, the innermost first: when each begins, nothing of its own has been."""
     drew: list[str] = []
-    hooks = [
-        m.register_forward_hook(lambda *_, k=k: drew.append(_layer(net, k)) if drawn() else None)
-        for k, m in net.named_modules()
-    ]
+    before: list[Any] = []
+
+    def ends(name: str) -> None:
+        if before.pop() != drawn():
+            drew.append(_layer(net, name))
+
+    hooks: list[Any] = []
+    for k, m in net.named_modules():
+        hooks.append(m.register_forward_pre_hook(lambda *_: before.append(drawn())))
+        hooks.append(m.register_forward_hook(lambda *_, k=k: ends(k)))
     try:
         yield drew
     finally:
@@ -244,7 +251,7 @@ def _first(net: nn.Module, drawn: Any) -> Iterator[list[str]]:
 
 @contextmanager
 def _generators(device: torch.device) -> Iterator[Any]:
-    """Whether a global generator was drawn from; and then it is put back."""
+    """What the global generators are, to be compared; and then they are put back."""
     on_gpu = device.type == "cuda"
 
     def states() -> list[Any]:
@@ -256,9 +263,8 @@ def _generators(device: torch.device) -> Iterator[Any]:
         return [torch_.tolist(), gpu.tolist(), python, numpy[1].tobytes(), numpy[2:]]
 
     before = states()
-    said = text(before)
     try:
-        yield lambda: text(states()) != said
+        yield lambda: text(states())
     finally:
         torch.set_rng_state(before[0])
         random.setstate(before[2])
