@@ -1,7 +1,7 @@
 """The models of the course, with their gradients in closed form, and their evaluation.
 
 A model is a function of one parameter vector, f(theta, x) with theta in R^d: see :class:`Task`.
-:func:`from_module` makes one of any ``nn.Module``.
+:func:`from_module` makes one of any ``nn.Module``, :func:`to_module` gives it back.
 """
 
 import itertools
@@ -15,13 +15,14 @@ from torch import Tensor
 from .checks import is_whole
 from .data import check_labels
 from .diagnostics.measures import evaluator
-from .module import from_module
+from .module import from_module, to_module, without_batch_norm
 from .rng import Use, numpy_rng
 from .task import Loss, Task, binary_cross_entropy, cross_entropy, squared_error, views, wide
 
 __all__ = [
     "Loss", "Task", "binary_cross_entropy", "check_labels", "cross_entropy", "evaluator",
-    "from_module", "mlp", "softmax_regression", "squared_error", "views",
+    "from_module", "mlp", "softmax_regression", "squared_error", "to_module", "views",
+    "without_batch_norm",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # scores (B, ...), y (B, ...) -> losses (B,)
 
@@ -25,6 +25,7 @@ class Task(NamedTuple):
             -> gradients (K, d), objectives (K,).
         step: as grad, and lr: moves theta (K, d) by -lr * gradient in place -> objectives (K,). No
             gradient is stored. None: :func:`fedlearn.descend.descend` uses ``grad``.
+        module: What :func:`~fedlearn.model.from_module` made it of.
 
     ``mask`` is 1 for an example and 0 for padding; a row of zeros has gradient 0.
     """
@@ -34,6 +35,7 @@ class Task(NamedTuple):
     loss: Loss
     grad: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     step: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor] | None = None
+    module: nn.Module | None = None
 
 
 def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
@@ -125,4 +127,6 @@ def views(theta: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         tensor([0., 1., 2., 3., 0., 0.])
     """
     sizes = [torch.Size(s).numel() for s in shapes]
-    return [v.unflatten(-1, s) for v, s in zip(theta.split(sizes, dim=-1), shapes, strict=True)]
+    return [
+        v.view((*v.shape[:-1], *s)) for v, s in zip(theta.split(sizes, dim=-1), shapes, strict=True)
+    ]

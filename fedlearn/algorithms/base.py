@@ -23,7 +23,9 @@ class Algorithm(NamedTuple):
     Attributes:
         init: theta0 (d,) -> state.
         client: (message, shards, memory {name: (K, ...)}) -> (reply {name: (K, ...)}, memory). In a
-            round in which nobody answers K = 0, and shards hold no step.
+            round in which nobody answers K = 0, and shards hold no step. It runs under
+            ``torch.no_grad``: ``task.grad`` is a gradient nevertheless; for one of your own write
+            ``with torch.enable_grad():`` and hand it to ``descend(..., grad=...)``.
         server: (state, delta (d,), reply {name: (K, ...)}, p (K,)) -> state.
         message: state -> what is broadcast.
         memory: theta0 (d,) -> what one client keeps between rounds.

@@ -3,11 +3,10 @@
 from .arrays import tensor
 from .boundary import Population, check_labels, check_population, fit, like
 from .made_up import synthetic
-from .modules import check_module
 from .pictures import data_folder
 from .sets import Dataset, load
 
 __all__ = [
-    "Dataset", "Population", "check_labels", "check_module", "check_population", "data_folder",
-    "fit", "like", "load", "synthetic", "tensor",
+    "Dataset", "Population", "check_labels", "check_population", "data_folder", "fit",
+    "like", "load", "synthetic", "tensor",
 ]  # fmt: skip

@@ -85,8 +85,9 @@ def _methods(kind: type) -> dict[str, Any]:
 
 
 def _layers(module: nn.Module) -> dict[str, Any]:
-    """Of layers that aren't PyTorch's own: how they compute, and the numbers they hold."""
-    parts: dict[str, Any] = {}
+    """What isn't trained; of layers that aren't PyTorch's own: how they compute, their numbers."""
+    still = {k: p for k, p in module.named_parameters() if not p.requires_grad}
+    parts: dict[str, Any] = still | dict(module.named_buffers())
     for name, m in module.named_modules():
         if not type(m).__module__.startswith("torch."):
             plain = {k: v for k, v in vars(m).items() if isinstance(v, PLAIN) and k != "training"}
