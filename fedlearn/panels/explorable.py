@@ -188,7 +188,7 @@ class Explorable:
             try:
                 self.engine.set(**self._adjust())
                 if self._wrong:  # back where it was, maybe: then no frame comes
-                self._wrong, self.status.error = "", self.engine.error
+                    self._wrong, self.status.error = "", self.engine.error
             except Exception as e:  # said in the panel, which lives on
                 self._wrong = self.status.error = in_words(e)
             finally:
