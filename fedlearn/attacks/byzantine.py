@@ -20,6 +20,7 @@ from ..checks import check, is_whole, positive, whole
 from ..loop import Clients
 from ..recipe import Memories
 from ..rng import Use, numpy_rng
+from ..task import wide
 from ..transform import Context
 
 Attack = Callable[[Tensor, Tensor, Context], Tensor]  # honest (H, d), own (f, d), ctx -> (f, d)
@@ -158,8 +159,9 @@ def little_is_enough(z: float | None = None) -> Attack:
     def attack(honest: Tensor, own: Tensor, ctx: Context) -> Tensor:
         f = len(own)
         far = z_max(len(honest) + f, f) if z is None else z
-        row = honest.mean(0) - far * honest.std(0, correction=0)
-        return row.expand_as(own)
+        rows = wide(honest)
+        row = rows.mean(0) - far * rows.std(0, correction=0)
+        return row.to(own).expand_as(own)
 
     return attack
 
@@ -213,7 +215,7 @@ def inner_product(epsilon: float) -> Attack:
         manipulation".
     """
     positive("inner_product", "epsilon", epsilon, 0.5)
-    return lambda honest, own, ctx: (-epsilon * honest.mean(0)).expand_as(own)
+    return lambda honest, own, ctx: (-epsilon * wide(honest).mean(0)).to(own).expand_as(own)
 
 
 def label_flip(
