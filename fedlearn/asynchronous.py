@@ -189,7 +189,7 @@ def _loop(
         ctx = Context(seed, t, S, S, turns=turns, secret=run.recipe.secret)
         reply: Reply = {name: torch.stack([r[name] for *_, r in came]) for name in came[0][2]}
         reply = _struck(run.clients, reply, ctx)
-        ages = torch.tensor([t - f[1] for _, f, _ in came], dtype=theta.dtype)
+        ages = torch.tensor([t - f[1] for _, f, _ in came], dtype=reply["n"].dtype)
         if rebase:
             reply["delta"] = reply["delta"] + torch.stack([f[0] for _, f, _ in came]) - theta
         share = reply["n"] / reply["n"].sum()

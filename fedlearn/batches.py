@@ -20,8 +20,8 @@ class Shards(NamedTuple):
         x: (n, ...) every example, of all clients.
         y: (n, ...).
         index: (K, T, B) int64 rows of x and y.
-        mask: (K, T, B) 1.0 for an example, 0.0 for padding.
-        n: (K,) float32, examples each client holds.
+        mask: (K, T, B) 1.0 for an example, 0.0 for padding; float32, or float64 where theta is.
+        n: (K,) examples each client holds, in the same type: halves can't count them.
     """
 
     x: Tensor
@@ -65,7 +65,7 @@ def schedule(
         round: t; or (K,), if every client is in a round of its own.
         work: (K,) the fraction of its steps that each client does, rounded up; None for all.
 
-    Returns ``index`` (K, T, B) int64, ``mask`` (K, T, B) float32, ``n`` (K,) float32, where T is
+    Returns ``index`` (K, T, B) int64, ``mask`` (K, T, B) float32, ``n`` (K,) float64, where T is
     the number of steps of the largest client; shorter ones are padded with mask 0.
 
     Example:
@@ -99,5 +99,5 @@ def schedule(
         steps = np.cumsum(mask.any(-1), axis=1)
         done = steps <= np.maximum(np.ceil(np.asarray(work)[:, None] * steps[:, -1:]), 1)
         mask *= done[..., None]
-    index, n = index.reshape(shape), n.astype(np.float32)
+    index, n = index.reshape(shape), n.astype(np.float64)  # 2**24 + 1 is none of float32's
     return torch.from_numpy(index), torch.from_numpy(mask), torch.from_numpy(n)

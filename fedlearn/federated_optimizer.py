@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import positive
+from .task import wide
 
 
 class SGD(torch.optim.SGD):
@@ -60,7 +61,7 @@ class SGD(torch.optim.SGD):
             raise ValueError("receive: no gradient to hand over; call loss.backward() first")
         for p in self._parameters():
             if p.grad is not None:
-                into = self.state[p].setdefault("received", torch.zeros_like(p))
+                into = self.state[p].setdefault("received", torch.zeros_like(wide(p)))
                 into.add_(p.grad, alpha=weight)
                 p.grad = None
         # beside lr, so that state_dict, deepcopy and pickle carry it like everything else
@@ -77,7 +78,7 @@ class SGD(torch.optim.SGD):
             )
         for p in self._parameters():
             if "received" in self.state[p]:
-                p.grad = self.state[p].pop("received").div_(total)
+                p.grad = self.state[p].pop("received").div_(total).to(p)
         self.param_groups[0]["received"] = 0.0
         out = super().step(closure)
         self.zero_grad()

@@ -112,7 +112,9 @@ def mlp(*dims: int, seed: int = 0) -> Task:
 
         return backward(layers, x, y, mask, apply)
 
-    predict = lambda theta, x: forward(views(theta, shapes), x.flatten(1))[-1]
+    def predict(theta: Tensor, x: Tensor) -> Tensor:
+        return forward([wide(v) for v in views(theta, shapes)], wide(x.flatten(1)))[-1]
+
     return Task(_uniform(shapes, seed), predict, cross_entropy, grad, step)
 
 

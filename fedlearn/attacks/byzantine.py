@@ -22,6 +22,7 @@ from ..loop import Clients
 from ..partition.base import rows
 from ..recipe import Memories
 from ..rng import Use
+from ..task import wide
 from ..transform import Context
 
 Attack = Callable[[Tensor, Tensor, Context], Tensor]  # honest (H, d), own (f, d), ctx -> (f, d)
@@ -164,8 +165,9 @@ def little_is_enough(z: float | None = None) -> Attack:
     def attack(honest: Tensor, own: Tensor, ctx: Context) -> Tensor:
         f = len(own)
         far = z_max(len(honest) + f, f) if z is None else z
-        row = honest.mean(0) - far * honest.std(0, correction=0)
-        return row.expand_as(own)
+        rows = wide(honest)
+        row = rows.mean(0) - far * rows.std(0, correction=0)
+        return row.to(own).expand_as(own)
 
     return attack
 
@@ -219,7 +221,7 @@ def inner_product(epsilon: float) -> Attack:
         manipulation".
     """
     positive("inner_product", "epsilon", epsilon, 0.5)
-    return lambda honest, own, ctx: (-epsilon * honest.mean(0)).expand_as(own)
+    return lambda honest, own, ctx: (-epsilon * wide(honest).mean(0)).to(own).expand_as(own)
 
 
 def label_flip(

@@ -8,6 +8,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 PLAIN = (bool, int, float, str, type(None))
@@ -33,6 +34,9 @@ def describe(thing: Any, name: str, seen: dict[int, Any] | None = None) -> dict[
     """
     seen = {} if seen is None else seen
     if isinstance(thing, (Tensor, np.ndarray)):
+        if isinstance(thing, Tensor) and thing.dtype == torch.bfloat16:  # NumPy has no such type
+            said = describe(thing.detach().view(torch.int16), name)
+            return {name: said[name].replace("int16", "bfloat16", 1)}
         array = thing.detach().cpu().numpy() if isinstance(thing, Tensor) else thing
         thing = _digest(np.ascontiguousarray(array))
     if isinstance(thing, (*PLAIN, np.generic)):
