@@ -11,7 +11,7 @@ from .aggregate import mean
 from .algorithms import Algorithm, Message, Reply
 from .batches import Parts, Shards, schedule
 from .checks import check, is_whole, whole
-from .transform import Context, Memory, Pipeline, chain
+from .transform import Context, Memory, Pipeline, chain, check_rows
 
 Memories = tuple[Memory, ...]  # of clients: the method's, then each row stage's
 
@@ -103,28 +103,17 @@ def client_step(
         ValueError: If the method's reply has other rows, or it keeps what it didn't declare.
     """
     reply, own = recipe.algorithm.client(message, shards, memory[0])
-    _check_reply(recipe.algorithm, reply, message["theta"], len(shards.n))
+    name = getattr(recipe.algorithm.client, "__qualname__", "client").split(".")[0]
+    check_rows(name, reply, len(shards.n), "loss")
+    theta, delta = message["theta"], reply["delta"]
+    got = (delta.shape[1], delta.dtype)
+    like, rule = (theta.shape[-1], theta.dtype), "as long as theta, and of its type"
+    check(name, "reply['delta']", got, got == like, rule, "theta_k - theta")
     known, rule = sorted(memory[0]), "what the method's memory(theta0) declares"
     check("client", "what is kept", sorted(own), set(own) <= set(known), rule, known)
     ctx = ctx._replace(secret=ctx.secret or recipe.secret)
-    delta, stages = recipe.pipeline.encode(reply["delta"], shards.n, memory[1:], ctx)
+    delta, stages = recipe.pipeline.encode(delta, shards.n, memory[1:], ctx)
     return {**reply, "delta": delta, "n": shards.n}, (own, *stages)
-
-
-def _check_reply(method: Algorithm, reply: Reply, theta: Tensor, K: int) -> None:
-    """A row a client in everything, delta as long as theta and of its type."""
-    name = getattr(method.client, "__qualname__", "client").split(".")[0]
-    look = lambda v: (tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (type(v).__name__,)
-    got, d = {k: look(v) for k, v in reply.items()}, theta.shape[-1]
-    want = ((K, d), theta.dtype)
-    rule = f"{(K, d)} of {theta.dtype}: a row for each of K = {K} clients, as long as theta"
-    check(
-        name, "reply['delta']", got.get("delta"), got.get("delta") == want, rule, "theta_k - theta"
-    )
-    loss, rule = got.get("loss", ((),))[0], f"{(K,)}, a number for each of K = {K} clients"
-    check(name, "reply['loss']", loss, loss == (K,), rule, "descend(...)[2]")
-    bad = {k: v[0] for k, v in got.items() if v[0][:1] != (K,)}
-    check(name, "each part of its reply", bad, not bad, f"a tensor ({K}, ...)", "(K, d)")
 
 
 def no_reply(recipe: Recipe, message: Message, ctx: Context) -> tuple[Reply, Memories]:
