@@ -201,9 +201,11 @@ def _remember(state: Any, config: Any, memory: Memories) -> None:
 class GridClients:
     """Clients reached through a Flower Grid: takes the place of ``Simulated`` in ``federate``.
 
-    A reply must be what the method sends, of its names, types and shapes, finite, with a whole
-    0 < n <= what the client has declared. One that is not, an error among them, is left out: the
-    client is named in a RuntimeWarning and in ``refused``, and the round goes on with the others.
+    A reply must be what the method sends, of its names, types and shapes, finite, no longer than a
+    clip at the end of the client's stages lets it be, with a whole 0 < n <= what the client has
+    declared. One that is not, an error among them, is left out: the client is named in a
+    RuntimeWarning and in ``refused``, and the round goes on with the others. What is fit may still
+    be an attack; for that there are robust rules.
 
     Noise comes from the operating system, ``dp_federate``'s cohorts, too, as if the recipe were
     ``secret``. The other cohorts are a function of the recipe's seed, which nodes know unless they
@@ -257,8 +259,11 @@ class GridClients:
         seeded: bool = False,
     ):
         good, example = node_of and {*node_of} == {*range(len(node_of))}, "{0: 100, 1: 101}"
-        rule = "one node for each client 0..N-1"
-        check("GridClients", "node_of", sorted(node_of), bool(good), rule, example)
+        good, rule = (
+            good and len({*node_of.values()}) == len(node_of),
+            "a node for each client 0..N-1",
+        )
+        check("GridClients", "node_of", node_of, bool(good), rule, example)
         good = sizes is None or ({*sizes} == {*node_of} and all(map(is_whole, sizes.values())))
         rule = f"an integer >= 1 for each client 0..{len(node_of) - 1}"
         check("GridClients", "sizes", sizes, good, rule, "{0: 30, 1: 50}")
@@ -329,6 +334,10 @@ class GridClients:
         records = [str(name)[:40] for name in sorted(answer.content)][:9]
         check("its answer", "its records", records, records == ["reply"], "['reply']", ["reply"])
         reply = checked("its reply", answer.content["reply"], looks)
+        stages, norm = self.recipe.pipeline.on_client, reply["delta"].norm().item()
+        if stages and (bound := stages[-1].bound) is not None:
+            rule = f"of a norm up to {bound:g}, as {stages[-1].name} leaves it"
+            check("its reply", "delta", f"norm {norm:g}", norm <= bound * 1.001, rule, "delta")
         like, equal = self.recipe.theta.new_ones(()), self.recipe.equal
         if "n" not in reply:
             n = 1 if equal else self.sizes.get(k, 1)

@@ -27,7 +27,7 @@ class Round(NamedTuple):
         answered: (K,) numbers of the clients whose updates came back.
         deltas: (K, d) what the server received, delta_k = theta_k - theta.
         p: (K,) their weights n_k / n.
-        loss: Mean training loss over the clients' local steps; NaN if nobody answered.
+        loss: Mean training loss over the clients' local steps; NaN if nobody answered or tells it.
         sent: Bytes from the server to ONE client.
         received: Bytes from ONE client to the server: delta and what else the method needs.
         metrics: What ``evaluate`` returned; empty in a round that wasn't evaluated.

@@ -12,7 +12,7 @@ from .algorithms import Algorithm, Message, Reply
 from .batches import Parts, Shards, schedule
 from .checks import check, is_whole, whole
 from .task import wide
-from .transform import Context, Memory, Pipeline, chain
+from .transform import Context, Memory, Pipeline, chain, check_rows
 
 Memories = tuple[Memory, ...]  # of clients: the method's, then each row stage's
 
@@ -116,31 +116,18 @@ def client_step(
         ValueError: If the method's reply has other rows, or it keeps what it didn't declare.
     """
     reply, own = recipe.algorithm.client(message, shards, memory[0])
-    _check_reply(recipe.algorithm, reply, message["theta"], len(shards.n))
+    name = getattr(recipe.algorithm.client, "__qualname__", "client").split(".")[0]
+    check_rows(name, reply, len(shards.n), "loss")
+    theta, delta = message["theta"], reply["delta"]
+    got, same = (delta.shape[1], delta.dtype), delta.shape[1] == theta.shape[-1]
+    rule = "real numbers, as many as theta's"
+    check(name, "reply['delta']", got, same and delta.is_floating_point(), rule, "theta_k - theta")
     known, rule = sorted(memory[0]), "what the method's memory(theta0) declares"
     check("client", "what is kept", sorted(own), set(own) <= set(known), rule, known)
-    delta, ctx = (
-        reply["delta"].to(recipe.theta.dtype),
-        ctx._replace(secret=ctx.secret or recipe.secret),
-    )
+    ctx = ctx._replace(secret=ctx.secret or recipe.secret)
+    delta = delta.to(theta.dtype)  # a count beside it may have more digits
     delta, stages = recipe.pipeline.encode(delta, shards.n, memory[1:], ctx)
     return {**reply, "delta": delta, "n": shards.n}, (own, *stages)
-
-
-def _check_reply(method: Algorithm, reply: Reply, theta: Tensor, K: int) -> None:
-    """A row a client in everything, delta as long as theta and of its type."""
-    name = getattr(method.client, "__qualname__", "client").split(".")[0]
-    look = lambda v: (tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (type(v).__name__,)
-    got, d = {k: look(v) for k, v in reply.items()}, theta.shape[-1]
-    want = ((K, d), theta.dtype)
-    rule = f"{(K, d)} of {theta.dtype}: a row for each of K = {K} clients, as long as theta"
-    check(
-        name, "reply['delta']", got.get("delta"), got.get("delta") == want, rule, "theta_k - theta"
-    )
-    loss, rule = got.get("loss", ((),))[0], f"{(K,)}, a number for each of K = {K} clients"
-    check(name, "reply['loss']", loss, loss == (K,), rule, "descend(...)[2]")
-    bad = {k: v[0] for k, v in got.items() if v[0][:1] != (K,)}
-    check(name, "each part of its reply", bad, not bad, f"a tensor ({K}, ...)", "(K, d)")
 
 
 def no_reply(recipe: Recipe, message: Message, ctx: Context) -> tuple[Reply, Memories]:

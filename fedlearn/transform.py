@@ -69,17 +69,13 @@ class Context(NamedTuple):
     def heard(self, reply: dict[str, Tensor]) -> "Context":
         """The round of those whose rows came back: all, or those at the places ``reply["came"]``.
 
-        ValueError unless delta, loss and n > 0 hold a row for each.
+        ValueError unless there is a row for each, with n > 0.
         """
         ctx = self.keep(reply["came"].numpy()) if "came" in reply else self
-        K, name = len(ctx.answered), "clients.run"
-        for key, like in {"delta": "(K, d)", "loss": "(K,)", "n": "(K,)"}.items():
-            got = tuple(reply[key].shape) if key in reply else "none"
-            ok = got[:1] == (K,) and len(got) == len(like.split())
-            check(name, f"reply[{key!r}]", got, ok, f"{like}, a row for each of K = {K}", like)
+        check_rows("clients.run", reply, len(ctx.answered), "loss", "n")
         n = reply["n"]
         good = bool(((n > 0) & n.isfinite()).all())
-        check(name, "reply['n']", n.tolist(), good, "> 0 and finite", "shards.n")
+        check("clients.run", "reply['n']", n.tolist(), good, "> 0 and finite", "shards.n")
         return ctx
 
     def noise(self, use: Use, std: float, like: Tensor) -> Tensor:
@@ -97,6 +93,21 @@ class Context(NamedTuple):
         rngs = [new() if self.secret else numpy_rng(self.seed, *path, *row) for row in rows]
         draws = [rng.standard_normal(like.shape[-1]) for rng in rngs]
         return float(std) * torch.from_numpy(np.reshape(draws, like.shape)).to(like)
+
+
+def check_rows(name: str, reply: dict[str, Tensor], K: int, *numbers: str) -> None:
+    """Raise the ``ValueError`` of ``name`` unless all of a reply has a row for each of K clients.
+
+    Of ``delta`` (K, d), and of ``numbers`` (K,); of a scalar or a vector for all, a mean would be
+    wrong without a word.
+    """
+    look = lambda v: tuple(v.shape) if isinstance(v, Tensor) else (type(v).__name__,)
+    got = {k: look(v) for k, v in reply.items()}
+    want = dict.fromkeys(got, "(K, ...)") | dict.fromkeys(numbers, "(K,)") | {"delta": "(K, d)"}
+    for k, like in want.items():
+        has = got.get(k, ("missing",))
+        ok = has[:1] == (K,) and (like == "(K, ...)" or len(has) == len(like.split()))
+        check(name, f"reply[{k!r}]", has, ok, f"{like}, a row for each of K = {K}", like)
 
 
 class Rowwise(NamedTuple):
@@ -301,7 +312,7 @@ def noise(std: float) -> After:
     Example:
         >>> ctx = Context(seed=0, round=3, called=np.arange(2), answered=np.arange(2))
         >>> noise(0.5).apply(torch.zeros(10_000), ctx).std()
-        tensor(0.4982)
+        tensor(0.4947)
     """
     not_negative("noise", "std", std)
 

@@ -368,14 +368,14 @@ WRONG = {
         lambda r: {**r, "delta": torch.nn.functional.pad(r["delta"], (0, 1))}, "reply\\['delta'\\]",
     ),
     "one number": (lambda r: {**r, "delta": r["delta"].sum()}, "reply\\['delta'\\]"),
-    "another type": (lambda r: {**r, "delta": r["delta"].float()}, "torch.float64"),
+    "another type": (lambda r: {**r, "delta": r["delta"].float()}, "got .73, torch.float32"),
     "an array": (lambda r: {**r, "delta": r["delta"].numpy()}, "reply\\['delta'\\]"),
     "no delta": (lambda r: {"loss": r["loss"]}, "reply\\['delta'\\]"),
     "no loss": (lambda r: {"delta": r["delta"]}, "reply\\['loss'\\]"),
     "a loss for all": (lambda r: {**r, "loss": r["loss"].mean()}, "reply\\['loss'\\]"),
     "a column of losses": (lambda r: {**r, "loss": r["loss"][:, None]}, "reply\\['loss'\\]"),
-    "a second vector for all": (lambda r: {**r, "c": r["delta"][0]}, "each part of its reply"),
-    "a number beside": (lambda r: {**r, "lr": 0.1}, "each part of its reply"),
+    "a vector for all beside": (lambda r: {**r, "c": r["delta"][0]}, "reply\\['(c|lr)'\\] must be"),
+    "a number beside": (lambda r: {**r, "lr": 0.1}, "reply\\['(c|lr)'\\] must be"),
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from fedlearn.aggregate import mean, median, total
 from fedlearn.asynchronous import asynchronous
 from fedlearn.attacks.byzantine import Byzantine, sign_flip
 from fedlearn.checks import RoundFailed
-from fedlearn.flower import client_app
+from fedlearn.flower import GridClients, client_app
 from fedlearn.participation import uniform, weighted
 from fedlearn.privacy import dp_federate, local_noise, private_mean
 from fedlearn.privacy.secure_aggregation import secure_mean
@@ -397,6 +397,17 @@ def test_an_unfit_reply_behind_a_hiding_stage_is_left_out_too():
             torch.testing.assert_close(a.theta, b.theta, atol=1e-13, rtol=0)
 
 
+@pytest.mark.parametrize("pipeline", [private_mean(0.02, 0.0, 8.0), chain(clip(0.02), mean())])
+def test_who_does_not_clip_is_left_out(pipeline):
+    """The clip runs beside the data: a bound that nobody checks binds the obedient alone."""
+    recipe = recipe_of(pipeline, equal=True)
+    clients = tampered(over_flower(recipe), 2, with_(delta=lambda v: 1.01 * v))
+    with pytest.warns(RuntimeWarning, match=r"client 2 .*of a norm up to 0.02, as clip\(0.02\)"):
+        got = list(federate(clients, rounds=2))
+    for a, b in zip(got, rest(2, N, recipe), strict=True):
+        torch.testing.assert_close(a.theta, b.theta, atol=1e-13, rtol=0)
+
+
 def test_no_client_may_claim_more_than_it_was_said_to_hold():
     claim = lambda n: tampered(over_flower(sizes=SIZES), BIG, with_(n=lambda v: 0 * v + n))
     with pytest.warns(RuntimeWarning, match=f"from 1 to {SIZES[BIG]}, .*got {SIZES[BIG] + 1}"):
@@ -536,6 +547,8 @@ REFUSED = {
     "GridClients: sizes must be an integer >= 1 for each client": lambda: over_flower(
         sizes={0: 3}),
     "sizes must be an integer >= 1": lambda: over_flower(sizes={**SIZES, 2: 0}),
+    "node_of must be a node for each client": lambda: GridClients(
+        recipe_of(), None, {0: 100, 1: 100}),
     "minimum must be an integer from 1 to 8": lambda: over_flower(minimum=9),
     "asynchronous: the clients must live in this process, .*got GridClients": lambda: asynchronous(
         over_flower(), rounds=1, concurrency=2),
