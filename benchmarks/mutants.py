@@ -12,10 +12,10 @@ a call, an argument, a bound of a slice or a ``raise`` left out. Texts, annotati
 error messages show are left alone. It is *killed* if a test fails, *timeout* if one takes ten times
 as long as it should (that is killed, too), else it has *survived*.
 
-First the suite runs once and notes which test calls which function (kept in the temporary folder
-until a file changes). Then each mutant has a forked child that imports the changed file and runs
-the tests that reach it, the doctests among them, until one fails. Nothing is written into the
-package. (mutmut starts an interpreter a mutant; importing torch alone would then take an hour.)
+First the suite runs once and notes which test calls which function (ten minutes; kept in the
+temporary folder until a file changes). Then each mutant has a forked child that imports the changed
+file and runs the tests that reach it, the doctests among them, until one fails. Nothing is written
+into the package. (mutmut starts an interpreter a mutant: importing torch alone would take hours.)
 
 ``mutants_reasons.json`` says, by hand, why a survivor makes no difference that a test could see.
 """
@@ -49,6 +49,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+KEPT = Path(tempfile.gettempdir()) / "fedlearn-mutants"
 REPORT, REASONS = (ROOT / "benchmarks" / name for name in ("mutants.md", "mutants_reasons.json"))
 TARGETS = [
     *("aggregate.py", "algorithms/*.py", "partition/*.py", "privacy/dp.py", "privacy/adaptive.py"),
@@ -379,7 +380,8 @@ def tried(mutant: Mutant, tests: list[tuple[str, dict[str, float]]]) -> Any:
     """("killed", file) or ("survived", ""): file by file, until a test fails."""
     try:
         sys.meta_path.insert(0, Changed(mutant))
-    except Exception as e:  # a compiler that refuses it
+        importlib.import_module(module_name(mutant.file))  # now: pytest's own finder comes first
+    except Exception as e:  # neither compiles nor imports
         return "killed", type(e).__name__
     for file, chosen in tests:
         code = pytest_on(file, Plugin(chosen), "-x")
@@ -444,7 +446,7 @@ def _child(function: Any, arguments: list[Any], write: int) -> None:
     except BaseException:
         import traceback
 
-        with open(Path(tempfile.gettempdir()) / "fedlearn-mutants.log", "a") as log:
+        with open(KEPT / "errors.log", "a") as log:
             traceback.print_exc(file=log)
         code = 1
     finally:
@@ -470,33 +472,38 @@ class Reach:
     """Which tests reach a function, and how long each takes."""
 
     def __init__(self, at_once: int):
-        files = sorted([*(ROOT / "tests").glob("*.py"), *(ROOT / "fedlearn").rglob("*.py")])
-        content = b"".join(p.read_bytes() for p in [*files, Path(__file__)])
-        mark = hashlib.sha256(content).hexdigest()[:12]
-        kept = Path(tempfile.gettempdir()) / f"fedlearn-mutants-{mark}.pickle"
-        if not kept.exists():
-            found = self._look(at_once)
-            temporary = kept.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(pickle.dumps(found))
-            os.replace(temporary, kept)
-        self.calls, self.seconds = pickle.loads(kept.read_bytes())
+        self.calls: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
+        self.seconds: dict[str, float] = {}
         self.kills: dict[str, Counter[str]] = defaultdict(Counter)
-
-    def _look(self, at_once: int) -> Any:
-        tests, calls, seconds = test_files(), defaultdict(set), {}
-        for i, found in children([(spied, t) for t in tests], at_once, 1800):
+        kept = {t: KEPT / f"{self._mark(t)}.pickle" for t in test_files()}
+        KEPT.mkdir(exist_ok=True)
+        new = [t for t, path in kept.items() if not path.exists()]
+        for i, found in children([(spied, t) for t in new], at_once, 3600):
             if found is None:
-                sys.exit(f"mutants: {tests[i]} did not end")
-            own, took, failed, code = found
+                sys.exit(f"mutants: {new[i]} did not end")
+            temporary = kept[new[i]].with_suffix(f".{os.getpid()}")
+            temporary.write_bytes(pickle.dumps(found))
+            os.replace(temporary, kept[new[i]])
+            print(f"  {new[i]}: {sum(found[1].values()):.0f} s", flush=True)
+        for test_file, path in kept.items():
+            own, took, failed, code = pickle.loads(path.read_bytes())
             if failed or code not in (0, 5):
-                print(f"  {tests[i]}: {sorted(failed) or code}; left out", flush=True)
+                print(f"  {test_file}: {sorted(failed) or code}; left out", flush=True)
             good = {t: s for t, s in took.items() if t not in failed}
-            seconds |= good
+            self.seconds |= good
             for function, by in own.items():
-                imported = good if "" in by else {}  # called while it was collected: all of it
-                calls[function] |= {(tests[i], t) for t in (*(by & set(good)), *imported)}
-            print(f"  {tests[i]}: {len(good)} tests, {sum(good.values()):.0f} s", flush=True)
-        return dict(calls), seconds
+                tests = good if "" in by else by & set(good)  # "": as the file was collected
+                self.calls[function] |= {(test_file, t) for t in tests}
+
+    @staticmethod
+    def _mark(test_file: str) -> str:
+        """Of the package, what tests share, and the file: what decides who calls what."""
+        text = (ROOT / test_file).read_text("utf-8")
+        helpers = [p for p in (ROOT / "tests").glob("*.py") if not p.name.startswith("test_")]
+        shared = [p for p in helpers if p.stem in text or p.stem in ("conftest", "problems")]
+        files = sorted([*shared, *(ROOT / "fedlearn").rglob("*.py"), ROOT / test_file])
+        content = b"".join(p.read_bytes() for p in files)
+        return hashlib.sha256(content + test_file.encode()).hexdigest()[:16]
 
     def of(self, m: Mutant, most: float) -> list[tuple[str, dict[str, float]]]:
         """File by file the tests that reach a mutant: first where its neighbours were killed."""

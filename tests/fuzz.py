@@ -180,6 +180,7 @@ class Case:
     cohort: str
     recipe: str  # B, E, seed, equal
     more: str  # of Simulated
+    evaluate: str  # of federate
     rounds: int
     spec: dict[str, Any] = field(default_factory=dict)
 
@@ -190,7 +191,8 @@ class Case:
             f"method = {self.method}\n"
             f"recipe = Recipe(method, task.theta0, {self.pipeline}, {self.recipe})\n"
             f"clients = Simulated(recipe, x, y, parts{self.more})\n"
-            f"run = federate(clients, rounds={self.rounds}, cohort={self.cohort})\n"
+            f"how = {{'rounds': {self.rounds}, 'cohort': {self.cohort}{self.evaluate}}}\n"
+            f"run = federate(clients, **how)\n"
             f"rounds = list(run)\n"
         )
 
@@ -248,7 +250,9 @@ def case(seed: int, i: int) -> Case:
     chunk = odd(0.3, ", chunk=1", ", chunk=2") or ""
     data += f"\nN, rows = {N}, fuzz.rows_of(parts)" if "n_total" in method else ""
     rounds = spec["rounds"]
-    return Case(data, model, task, method, pipeline, cohort, recipe, chunk, rounds, spec)
+    look = odd(0.4, ", 'evaluate': evaluator(task, x, y)") or ""
+    spec["look"] = bool(look)
+    return Case(data, model, task, method, pipeline, cohort, recipe, chunk, look, rounds, spec)
 
 
 def _data(r, pick, odd, shape, regression, double, n, F, C, s, spec) -> tuple[str, str]:  # type: ignore[no-untyped-def]
@@ -474,11 +478,14 @@ def rows_of(parts: Any) -> list[np.ndarray]:
 # -- the package's run, and the plain one ----------------------------------------------------------
 
 
-def package(c: Case) -> list[tuple[np.ndarray, float]]:
-    """theta and training loss of every round."""
+Rounds = list[tuple[np.ndarray, float, dict[str, Any]]]  # theta, training loss, metrics
+
+
+def package(c: Case) -> Rounds:
+    """What the program makes."""
     names: dict[str, Any] = {}
     exec(compile(c.program, "<case>", "exec"), names)
-    return [(r.theta.double().numpy(), r.loss) for r in names["rounds"]]
+    return [(r.theta.double().numpy(), r.loss, r.metrics) for r in names["rounds"]]
 
 
 class MustRefuse(Exception):
@@ -511,6 +518,19 @@ class World:
         if self.regression:
             return (0.5 * (out[:, 0] - y) ** 2).mean()
         return -torch.log_softmax(out, 1)[torch.arange(len(rows)), y].mean()
+
+    @torch.no_grad()
+    def look(self, w: np.ndarray) -> dict[str, Any]:
+        """Loss and accuracy on all examples; accuracy from .. to, if two scores are one."""
+        self.put(torch.from_numpy(w))
+        loss = {"loss": self.loss(np.arange(len(self.x))).item()}
+        if self.regression:
+            return loss
+        scores = self.module(self.x)
+        own = scores.gather(1, self.y[:, None])
+        others = scores.scatter(1, self.y[:, None], -torch.inf).amax(1, keepdim=True)
+        low, high = (int((own > others + e).sum()) / len(self.x) for e in (1e-4, -1e-4))
+        return {**loss, "accuracy": (low, high)}
 
     def gradient(self, w: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, float]:
         own = self.put(torch.from_numpy(w))
@@ -548,7 +568,7 @@ def world(c: Case) -> tuple[World, np.ndarray]:
     return World(x, y, parts, module, s["regression"]), theta0
 
 
-def plain(c: Case) -> list[tuple[np.ndarray, float]]:
+def plain(c: Case) -> Rounds:
     """The same rounds, one client after the other."""
     s = c.spec
     w, theta = world(c)
@@ -588,7 +608,9 @@ def plain(c: Case) -> list[tuple[np.ndarray, float]]:
         if len(n) or private:
             theta = _server(theta, delta, replies, p, n, state, memory, w, lr, s)
         loss = float(p @ [r["loss"] for r in replies]) if len(n) else math.nan
-        out.append((theta, loss))
+        if loss > 100 or np.abs(theta).max() > 100:
+            raise Ambiguous("it explodes, and each rounding with it")
+        out.append((theta, loss, w.look(theta) if s["look"] else {}))
     return out
 
 
@@ -819,18 +841,32 @@ def verdict(c: Case) -> tuple[str, str]:
         return "failure", f"computed, though {want}"
     if isinstance(want, Ambiguous):
         return "ambiguous", str(want)
-    for t, ((theta, loss), (theta_, loss_)) in enumerate(zip(want, got, strict=True)):
-        eps = c.spec["eps"] if c.spec["rule"][0] != "secure" else max(c.spec["eps"], 1e-5)
-        scale = 1 + np.abs(theta).max()
-        if theta.shape != theta_.shape:
-            return "failure", f"theta of round {t} is {theta_.shape}, should be {theta.shape}"
-        off = np.abs(theta - theta_).max() / scale
-        if not off <= eps:
-            return "failure", f"theta of round {t} is off by {off:.1e}"
-        both = math.isnan(loss) and math.isnan(loss_)
-        if not both and not abs(loss - loss_) <= 10 * eps * (1 + abs(loss)):
-            return "failure", f"the loss of round {t} is {loss_:.6g}, should be {loss:.6g}"
+    for t, (right, here) in enumerate(zip(want, got, strict=True)):
+        if what := _differ(c, right, here):
+            return "failure", f"round {t}: {what}"
     return "equal", ""
+
+
+def _differ(c: Case, want: Any, got: Any) -> str:
+    """What of a round isn't what it should be."""
+    (theta, loss, seen), (theta_, loss_, seen_) = want, got
+    eps = c.spec["eps"] if c.spec["rule"][0] != "secure" else max(c.spec["eps"], 1e-5)
+    if theta.shape != theta_.shape:
+        return f"theta is {theta_.shape}, should be {theta.shape}"
+    off = np.abs(theta - theta_).max() / (1 + np.abs(theta).max())
+    if not off <= eps:
+        return f"theta is off by {off:.1e}"
+    near = lambda a, b: (a != a and b != b) or abs(a - b) <= 10 * eps * (1 + abs(a))
+    if not near(loss, loss_):
+        return f"the training loss is {loss_:.6g}, should be {loss:.6g}"
+    if set(seen) != set(seen_):
+        return f"metrics are {sorted(seen_)}, should be {sorted(seen)}"
+    if seen and not near(seen["loss"], seen_["loss"]):
+        return f"evaluator's loss is {seen_['loss']:.6g}, should be {seen['loss']:.6g}"
+    low, high = seen.get("accuracy", (0, 0))
+    if not low <= seen_.get("accuracy", 0) <= high:
+        return f"evaluator's accuracy is {seen_['accuracy']:.6g}, should be {low:.6g}"
+    return ""
 
 
 def _refused(c: Case, e: BaseException, want: Any) -> tuple[str, str]:
@@ -840,7 +876,7 @@ def _refused(c: Case, e: BaseException, want: Any) -> tuple[str, str]:
     if not ours:
         return "failure", f"{type(e).__name__} from {_where(e)}: {words.splitlines()[0][:150]}"
     if isinstance(e, FloatingPointError):
-        finite = isinstance(want, list) and all(np.abs(v).max() < 1e20 for v, _ in want)
+        finite = isinstance(want, list) and all(np.abs(v[0]).max() < 1e20 for v in want)
         return ("failure", f"diverged: {words[:150]}") if finite else ("refused", "diverged")
     named = NAME.match(words)
     if not named or not CURE.search(words):
