@@ -1,0 +1,205 @@
+"""What mutants taught (``benchmarks/mutants.py``): exact counts, bounds from both sides, scores."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+
+import numpy as np
+import pytest
+import torch
+
+from fedlearn import RoundFailed
+from fedlearn import aggregate as A
+from fedlearn.algorithms import base
+
+close = lambda a, b: torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+
+
+def rows_of(K: int, d: int, seed: int) -> list[list[float]]:
+    return np.random.default_rng([K, d, seed]).normal(size=(K, d)).tolist()
+
+
+def matrix(rows: list[list[float]]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def even(K: int) -> torch.Tensor:
+    return torch.full((K,), 1 / K, dtype=torch.float64)
+
+
+# -- Krum and Bulyan in plain Python ---------------------------------------------------------------
+
+
+def squared(a: list[float], b: list[float]) -> float:
+    return sum((x - y) ** 2 for x, y in zip(a, b))
+
+
+def krum_scores(rows: list[list[float]], f: int) -> list[float]:
+    """score_k: the sum of the squared distances to its K - f - 2 nearest, itself left out."""
+    near = max(len(rows) - f - 2, 1)
+    return [
+        sum(sorted(squared(row, other) for j, other in enumerate(rows) if j != k)[:near])
+        for k, row in enumerate(rows)
+    ]
+
+
+def krum_order(rows: list[list[float]], f: int) -> list[int]:
+    """Best first; of two with one score (each other's nearest) the shorter."""
+    scores, lengths = krum_scores(rows, f), [squared(r, [0.0] * len(r)) for r in rows]
+    return sorted(range(len(rows)), key=lambda k: (scores[k], lengths[k]))
+
+
+def average(rows: list[list[float]]) -> list[float]:
+    return [sum(column) / len(rows) for column in zip(*rows)]
+
+
+@pytest.mark.parametrize("f", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("more", [0, 1, 2, 5])
+def test_multi_krum_ranks_all_updates_as_the_scores_do(f, more):
+    """For every m: the m best, one after the other, so that each score counts and not the least."""
+    K = 2 * f + 3 + more
+    for seed in range(5):
+        rows = rows_of(K, 3, seed)
+        order = krum_order(rows, f)
+        for m in range(1, K - f + 1):
+            got = A.multi_krum(f, m).apply(matrix(rows), even(K))
+            close(got, matrix([average([rows[k] for k in order[:m]])])[0])
+        close(A.krum(f).apply(matrix(rows), even(K)), matrix([rows[order[0]]])[0])
+        kept = average([rows[k] for k in order[: K - f - 2]])  # m=None
+        close(A.multi_krum(f).apply(matrix(rows), even(K)), matrix([kept])[0])
+
+
+def bulyan_by_hand(rows: list[list[float]], f: int) -> list[float]:
+    """Krum's best of what is left, K - 2 f times; then by coordinate the K - 4 f nearest."""
+    K, left, kept = len(rows), list(rows), []
+    while len(kept) < K - 2 * f:
+        kept.append(left.pop(krum_order(left, f)[0]))
+    out = []
+    for column in zip(*kept):
+        middle = statistics.median(column)
+        nearest = sorted(column, key=lambda v: abs(v - middle))[: K - 4 * f]
+        out.append(sum(nearest) / len(nearest))
+    return out
+
+
+@pytest.mark.parametrize("f", [0, 1, 2, 3])
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_bulyan_chooses_and_averages_as_many_as_its_paper_says(f, more):
+    K = 4 * f + 3 + more
+    for seed in range(4):
+        rows = rows_of(K, 4, seed)
+        got = A.bulyan(f).apply(matrix(rows), even(K))
+        close(got, matrix([bulyan_by_hand(rows, f)])[0])
+
+
+@pytest.mark.parametrize("f", [0, 1, 2, 3])
+def test_the_smallest_cohort_of_a_rule_is_the_one_it_states(f):
+    for make, need in ((A.krum, 2 * f + 3), (A.multi_krum, 2 * f + 3), (A.bulyan, 4 * f + 3)):
+        assert make(f).apply(matrix(rows_of(need, 2, 0)), even(need)).isfinite().all()
+        said = f"f={f} attackers need a cohort of at least {need}, got {need - 1} updates"
+        with pytest.raises(RoundFailed, match=said):
+            make(f).apply(matrix(rows_of(need - 1, 2, 0)), even(need - 1))
+
+
+@pytest.mark.parametrize("f, K", [(0, 5), (1, 7), (2, 9), (3, 9)])
+def test_multi_krum_keeps_at_most_all_but_f(f, K):
+    rows = matrix(rows_of(K, 2, 0))
+    assert A.multi_krum(f, K - f).apply(rows, even(K)).isfinite().all()
+    with pytest.raises(RoundFailed, match=f"at least {K + 1}, got {K} updates"):
+        A.multi_krum(f, K - f + 1).apply(rows, even(K))
+    if not f:  # m = K is the mean of all
+        close(A.multi_krum(0, K).apply(rows, even(K)), rows.mean(0))
+
+
+def test_krum_of_equal_scores_takes_the_shorter():
+    """K = 3, f = 0: one neighbour, and two are each other's."""
+    rows = matrix([[5.0, 0.0], [5.0, 1.0], [90.0, 0.0]])
+    for order in itertools.permutations(range(3)):
+        assert A.krum(0).apply(rows[list(order)], even(3)).tolist() == [5.0, 0.0]
+
+
+# -- the other rules -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "trim, K, cut", [(0.2, 5, 1), (0.29, 100, 29), (0.3, 10, 3), (0.19, 5, 0), (0.49, 2, 0)]
+)
+def test_a_trimmed_mean_cuts_so_many_at_each_end(trim, K, cut):
+    """0.29 * 100 is 28.999999999999996 in floats, and 29 all the same."""
+    values = np.random.default_rng(K).normal(size=K) ** 3
+    want = np.sort(values)[cut : K - cut].mean()
+    got = A.trimmed_mean(trim).apply(torch.from_numpy(values[:, None]), even(K))
+    assert got.item() == pytest.approx(want, abs=1e-12)
+
+
+@pytest.mark.parametrize("trim", [0.0, 0.5 - 1e-9])
+def test_trim_may_be_all_that_is_below_a_half(trim):
+    assert A.trimmed_mean(trim).apply(torch.ones(3, 1), torch.ones(3) / 3).item() == 1.0
+
+
+def weiszfeld(rows: np.ndarray, p: np.ndarray, steps: int, tolerance: float) -> np.ndarray:
+    """The steps of the docstring, in NumPy."""
+    z = np.median(rows, 0)
+    spread = sorted(np.linalg.norm(rows - z, axis=1))[(len(rows) - 1) // 2]
+    for _ in range(steps):
+        w = p / np.maximum(np.linalg.norm(rows - z, axis=1), 1e-6 * spread)
+        before, z = z, w @ rows / w.sum()
+        if np.linalg.norm(z - before) <= tolerance * spread:
+            break
+    return z
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@pytest.mark.parametrize("tolerance", [1e-7, 0.02, 0.3])
+def test_the_geometric_median_takes_so_many_steps_and_ends_when_it_rests(steps, tolerance):
+    for K in (4, 5, 9):
+        rows, p = np.array(rows_of(K, 3, steps)), np.arange(1.0, K + 1) / (K * (K + 1) / 2)
+        got = A.geometric_median(steps, tolerance).apply(torch.from_numpy(rows), torch.tensor(p))
+        close(got, torch.from_numpy(weiszfeld(rows, p, steps, tolerance)))
+
+
+def test_the_geometric_median_is_by_default_a_hundred_steps_or_a_ten_millionth():
+    rows = np.array(rows_of(6, 2, 1)) ** 3
+    p = np.array([0.45, 0.11, 0.11, 0.11, 0.11, 0.11])  # close to a half: the steps are slow
+    got = A.geometric_median().apply(torch.from_numpy(rows), torch.tensor(p))
+    close(got, torch.from_numpy(weiszfeld(rows, p, 100, 1e-7)))
+
+
+def test_a_client_that_sends_infinity_has_no_weight_in_the_geometric_median():
+    rows = matrix(rows_of(5, 2, 0))
+    bad = torch.cat([rows, torch.tensor([[torch.inf, 0.0], [0.0, torch.nan]])])
+    p = torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.25, 0.25], dtype=torch.float64)
+    close(A.geometric_median().apply(bad, p), A.geometric_median().apply(rows, p[:5]))
+
+
+def test_a_clipped_mean_keeps_directions_weights_and_short_updates():
+    rows = matrix([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    p = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    got = A.clipped_mean(2.0).apply(rows, p)
+    close(got, matrix([[0.5 * 1.2 + 0.25 * 0.3, 0.5 * 1.6 + 0.25 * 0.4]])[0])
+
+
+def test_of_nobody_every_rule_makes_nothing():
+    none = torch.zeros(0, 3)
+    rules = [A.median(), A.trimmed_mean(0.2), A.krum(1), A.multi_krum(1), A.geometric_median()]
+    for rule in [*rules, A.bulyan(1), A.mean(), A.total(2.0), A.clipped_mean(1.0)]:
+        assert rule.apply(none, torch.zeros(0)).tolist() == [0.0, 0.0, 0.0], rule.name
+
+
+# -- the population's size -------------------------------------------------------------------------
+
+
+def test_the_population_may_be_a_millionth_smaller_than_the_cohort_and_no_more():
+    """n is float32, and a sum of it may round."""
+    n = torch.tensor([60.0, 40.0], dtype=torch.float64)
+    for short in (0.0, 0.5e-6, 0.9e-6):
+        assert base.check_total("scaffold", 100 * (1 - short), n) == 100 * (1 - short)
+    for short in (1.5e-6, 1e-5, 0.01):
+        with pytest.raises(ValueError, match="scaffold: n_total must be all clients' examples"):
+            base.check_total("scaffold", 100 * (1 - short), n)
+    assert base.check_total("scaffold", 1000, n) == 1000
+    for bad in (0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="scaffold: n_total must be > 0 and finite"):
+            base.check_total("scaffold", bad)
