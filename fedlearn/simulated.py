@@ -11,7 +11,7 @@ from .algorithms import Message, Reply
 from .algorithms.base import nbytes, payload
 from .checks import check, whole
 from .data import check_population
-from .fleet import Fleet
+from .fleet import Fleet, check_fleet
 from .recipe import Memories, Recipe, client_step, shards_of
 from .transform import Context
 
@@ -60,6 +60,8 @@ class Simulated:
         check_population("Simulated", recipe.algorithm.task, x, y, parts)
         if chunk is not None:
             whole("Simulated", "chunk", chunk)
+        if fleet is not None:
+            check_fleet("Simulated", fleet, len(parts))
         self.recipe, self.count, self.fleet = recipe, len(parts), fleet
         self.parts = [np.asarray(rows) for rows in parts]
         self.device = torch.device(device)
