@@ -11,7 +11,7 @@ from .algorithms import Message, Reply
 from .algorithms.base import nbytes, payload
 from .checks import check, whole
 from .data import check_population, like
-from .fleet import Fleet
+from .fleet import Fleet, check_fleet
 from .recipe import Memories, Recipe, client_step, shards_of
 from .transform import Context
 
@@ -64,6 +64,8 @@ class Simulated:
         own = check_population("Simulated", recipe.algorithm.task, x, y, parts, recipe.theta)
         if chunk is not None:
             whole("Simulated", "chunk", chunk)
+        if fleet is not None:
+            check_fleet("Simulated", fleet, len(own.parts))
         self.recipe, self.count, self.fleet = recipe, len(own.parts), fleet
         self.parts, self.names, self.device = own.parts, own.names, torch.device(device)
         theta = recipe.theta.to(self.device)

@@ -113,7 +113,8 @@ class Client:
         held = dict(self._held)
         for letter in self._list(letters):
             self._keep(letter, held)
-        self._enough("shared their secrets", sum(bool(seed) for seed, _ in held.values()))
+        lacking = [f", not client {u}" for u, (seed, _) in held.items() if not seed]
+        self._enough(f"shared their secrets{''.join(lacking)}", len(held) - len(lacking))
         self._held, self._next = held, self._next + 1
         y, me = x.copy(), self.number
         wire.add(y, [(wire.own_key(self._own_mask, self.round, me, self._attempt), 1)])
