@@ -224,7 +224,9 @@ def reach(rows: Tensor, max_norm: float) -> Tensor:
     many, S, least = wide(rows), float(max_norm), torch.finfo(rows.dtype).eps / 8
     norm = many.norm(dim=-1, keepdim=True)
     factor = torch.where(norm.isfinite(), (S / norm).clamp(max=1), 0.0)
-    exact = lambda: torch.linalg.vector_norm((many * factor).to(rows).double(), dim=-1, keepdim=True)
+    exact = lambda: torch.linalg.vector_norm(
+        (many * factor).to(rows).double(), dim=-1, keepdim=True
+    )
     less = max(least, torch.finfo(many.dtype).eps, 2e-13)  # 1e-13: what the order of a sum changes
     while (over := (now := exact()) > S * (1 - 1e-13 * (factor < 1).double())).any():
         cut = factor * (S / now).to(factor) * (1 - less)

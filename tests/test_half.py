@@ -168,7 +168,9 @@ def test_stages_in_half_precision_are_the_same_stages(dtype):
 @pytest.mark.parametrize("dtype", HALVES)
 def test_a_module_in_half_precision(dtype, stacked):
     p = problem()
-    run = lambda d: ends(d, METHODS["fedavg"], task=from_module(relu_net(6, 7, 3).to(d), stacked=stacked))
+    run = lambda d: ends(
+        d, METHODS["fedavg"], task=from_module(relu_net(6, 7, 3).to(d), stacked=stacked)
+    )
     half, full = run(dtype)[-1], run(torch.float32)[-1]
     assert half.theta.dtype == dtype and half.p.dtype == torch.float32 and len(p.parts) == 8
     torch.testing.assert_close(half.theta.float(), full.theta, atol=16 * ULP[dtype], rtol=0)
