@@ -117,8 +117,9 @@ def test_epsilon_is_bounded_and_monotone_over_eight_decades():
         T, delta = int(draw(1, 1e7)), min(draw(1e-16, 2.0), 0.999)
         here = timed(e, z, q, T, delta)
         most = here * 1.002 + 1e-4  # what grids of two settings may differ by
-        for other in ((1.3 * z, q, T, delta), (z, 0.7 * q, T, delta),
-                      (z, q, max(1, int(0.7 * T)), delta), (z, q, T, min(0.9999, 2 * delta))):  # fmt: skip
+        fewer, larger = max(1, int(0.7 * T)), min(0.9999, 2 * delta)
+        less = (1.3 * z, q, T, delta), (z, 0.7 * q, T, delta), (z, q, fewer, delta)
+        for other in (*less, (z, q, T, larger)):
             assert e(*other) <= most, (z, q, T, delta, other)
         everyone = e(z, 1.0, T, delta)  # nobody is hidden by sampling
         assert here <= everyone * 1.001 + 1e-3

@@ -1,4 +1,4 @@
-"""Rules and bounds at their edges: rows that are no numbers, weights, rounding, methods they fit."""
+"""Rules and bounds at their edges: rows that are no numbers, weights, rounding, methods."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_rules_see_distances_whose_squares_leave_float32(scale):
     assert clip(scale).apply(updates(3), None, {}, None)[0].isfinite().all()
 
 
-# -- the geometric median ---------------------------------------------------------------------------
+# -- the geometric median -------------------------------------------------------------------------
 
 
 def test_four_rows_with_a_hundredth_of_the_weight_do_not_win():
@@ -162,7 +162,7 @@ def test_the_geometric_median_is_the_weighted_minimum(data):
     assert cost(got, rows, p) <= slow_minimum(rows, p) + 1e-4 * p.sum()
 
 
-# -- a clip is a bound ---------------------------------------------------------------------------------
+# -- a clip is a bound ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("d", [1, 2, 30, 7850, 199_210])
@@ -171,8 +171,8 @@ def test_no_row_behind_a_clip_is_longer_than_it_says(dtype, d):
     """It was 2.6e-5 too long in float32 at d = 199,210, and 0.4 % in bfloat16."""
     g = torch.Generator().manual_seed(0)
     most = {torch.float16: 2e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6, torch.float64: 1e-11}
-    for S, scale in itertools.product((1e-3, 0.1, 0.5, 7.3), (1e-4, 0.02, 3.0)):
-        rows = (scale * torch.randn(3, d, generator=g, dtype=torch.float64)).to(dtype)
+    for S, scale in itertools.product((1e-3, 0.5, 7.3), (1e-4, 1.0)):
+        rows = (scale * torch.randn(2, d, generator=g, dtype=torch.float64)).to(dtype)
         got, _ = clip(S).apply(rows, None, {}, None)
         length = [math.sqrt(math.fsum(v * v for v in row.tolist())) for row in got]
         assert got.dtype == dtype and max(length) <= S
@@ -202,7 +202,7 @@ def test_small_norms_are_bounded_too():
     assert out.item() == pytest.approx(1e-20, rel=1e-6)
 
 
-# -- methods that want the plain mean ---------------------------------------------------------------------
+# -- methods that want the plain mean -------------------------------------------------------------
 
 
 def ends(make, pipeline, sizes=(3, 1), epochs=5, rounds=4000):  # type: ignore[no-untyped-def]
@@ -280,7 +280,7 @@ def test_what_sends_delta_alone_runs_under_every_rule():
         assert next(federate(Simulated(recipe, p.x, p.y, p.parts), rounds=1)).theta.isfinite().all()
 
 
-# -- FedNova's a ---------------------------------------------------------------------------------------
+# -- FedNova's a ----------------------------------------------------------------------------------
 
 
 def impulses(steps: int, lr: float, beta: float, mu: float) -> list[float]:
@@ -311,7 +311,7 @@ def test_momentum_and_a_pull_swing_so_the_sum_is_not_the_norm():
     assert a.item() == pytest.approx(sum(map(abs, weights))) == pytest.approx(8.19, abs=0.005)
 
 
-# -- a metric is one number ---------------------------------------------------------------------------
+# -- a metric is one number -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
