@@ -72,7 +72,8 @@ def clipped_mean(max_norm: float) -> Reduce:
 
     def apply(delta: Tensor, p: Tensor) -> Tensor:
         sane = delta.isfinite().all(1)
-        return weighted(p[sane] * reach(delta[sane], max_norm)[:, 0], delta[sane])
+        rows = wide(delta[sane])
+        return weighted(p[sane] * reach(rows, max_norm)[:, 0], rows).to(delta)
 
     return Reduce(f"clipped_mean({max_norm})", apply)
 

@@ -316,5 +316,5 @@ def test_noise_and_total_keep_the_type_in_half():
 
 def test_a_theta_of_whole_numbers_is_refused():
     task = mlp(2, 3, 2)
-    with pytest.raises(ValueError, match="theta must be a finite vector .* of real numbers"):
+    with pytest.raises(ValueError, match=r"theta must be a finite vector .* of real numbers"):
         Recipe(algorithms.fedavg(task, 0.1), torch.zeros(17, dtype=torch.int64))

@@ -20,8 +20,8 @@ def feddyn(task: Task, lr: float, alpha: float, n_total: float) -> Algorithm:
     h = 0: the gradient of the whole objective. One vector travels each way, as in FedAvg.
 
     Client k takes it for granted that its delta_k arrived and went into a weighted mean: h_k moves
-    by it. So the ``Recipe`` refuses a pipeline that clips, adds noise or uses another rule; masks of
-    secure aggregation, which leave the mean as it is, it takes.
+    by it. So the ``Recipe`` refuses a pipeline that clips, adds noise or uses another rule, and
+    takes masks of secure aggregation, which leave the mean as it is.
 
     ValueError for a number out of range; from the run, if the cohort holds more than ``n_total``.
 

@@ -14,7 +14,8 @@ def fednova(
 
     theta <- theta + server_lr tau_eff Σ_k p_k delta_k / a_k, with tau_eff = Σ_k p_k a_k. For plain
     local SGD a_k = tau_k, the steps that client k took. With momentum beta or a pull mu, a_k is
-    ‖a_k‖₁ of the paper, the sum of what its gradients weigh in delta_k, see :func:`accumulated`. What travels as ``delta`` is delta_k / a_k; a_k travels beside it.
+    ‖a_k‖₁ of the paper, the sum of what its gradients weigh in delta_k, see :func:`accumulated`. What
+    travels as ``delta`` is delta_k / a_k; a_k travels beside it.
 
     Args:
         task, lr, server_lr, beta: As in :func:`~fedlearn.algorithms.fedavg`.
@@ -53,7 +54,7 @@ def fednova(
 def accumulated(tau: Tensor, lr: float, beta: float = 0.0, mu: float = 0.0) -> Tensor:
     r"""‖a_k‖₁ (K, 1) with delta_k = -eta Σ_i a_{k,i} g_i over its tau_k (K, 1) gradients.
 
-    What a gradient weighs j steps later: u = v = 1, then j times v <- beta v - lr mu u;  u <- u + v.
+    What a gradient weighs j steps later: u = v = 1, then j times v <- beta v - lr mu u, u <- u + v.
     With momentum and a pull it swings, so a_k is Σ_j |u_j| and not the sum. For beta = mu = 0 it is
     tau_k; for momentum alone (tau - beta (1 - beta^tau) / (1 - beta)) / (1 - beta); for the pull
     alone (1 - (1 - lr mu)^tau) / (lr mu).

@@ -162,7 +162,7 @@ def _chance(q: float, rounds: int) -> float:
 
 
 def _resolved(z: float, rounds: int, delta: float) -> bool:
-    """Whether a loss distribution tells delta: it has values for z, and adds T times 1e-16 wrong."""
+    """Whether a loss distribution tells delta: it has values for z; each round adds 1e-16 wrong."""
     return z >= 1e-3 and delta >= 1e-12 * max(rounds, 1)
 
 
@@ -237,7 +237,7 @@ def _bound(z: float, q: float, rounds: int, delta: float) -> float:
 
 
 def _gaussian(z: float, rounds: int, delta: float) -> float:
-    """T releases with z are one with s = z / sqrt(T); far out 1 / 2 s² + sqrt(2 log(1 / delta)) / s.
+    """T releases with z are one with s = z / sqrt(T); far out 1 / 2 s² + sqrt(-2 log delta) / s.
 
     It is 0 where delta is at least the total variation, erf(1 / sqrt(8) s).
     """
