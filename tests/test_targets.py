@@ -248,6 +248,8 @@ NO_ANSWER = {
         2, lambda s, y: F.gaussian_nll_loss(s[:, 0], y.float(), s[:, 1].exp(), **flat), SICK,
     ),
     "several labels": (3, binary_cross_entropy, SEVERAL),
+    "several whole targets": (3, lambda s, y: ((s - y) ** 2).mean(1), F.one_hot(WINE.y)),
+    "several counts": (7, lambda s, y: ((s[:, :3] - y) ** 2).mean(1), F.one_hot(WINE.y)),
     "one-hot targets": (3, squared_error, F.one_hot(WINE.y)),
     "soft labels": (3, lambda s, y: F.cross_entropy(s, y, **flat), F.one_hot(WINE.y).float()),
 }  # fmt: skip
