@@ -133,6 +133,81 @@ def test_one_value_an_example():
             partition.by_attribute(wrong)
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), np.datetime64("NaT")])
+def test_a_missing_value_is_named(missing):
+    column = np.array(["a", missing, "b"], object)
+    with pytest.raises(ValueError, match=r"by_attribute: .*none for 1 of 3, first in row 1"):
+        partition.by_attribute(column)
+
+
+def test_values_of_two_kinds_are_named():
+    with pytest.raises(ValueError, match=r"by_attribute: .*got int and str, e\.g\. column\.astype"):
+        partition.by_attribute(np.array(["a", 1], object))
+
+
+def test_clients_are_called_by_their_values():
+    assert partition.by_attribute(["b", "a", "b"]).names == ("a", "b")
+    assert partition.by_attribute(np.arange(10), 3).names == ("0..3", "4..6", "7..9")
+    assert partition.iid(TEN, 5, numpy_rng(0)).names is None
+
+
+# -- match: the test set cut as the training set is ------------------------------------------------
+
+
+@given(
+    st.lists(st.sampled_from("abcde"), min_size=1, max_size=60),
+    st.lists(st.integers(0, 99), max_size=40),
+    st.integers(1, 5),
+)
+def test_a_hospital_is_the_same_client_in_both(train, picks, n_clients):
+    """Also where the test set lacks some: nobody is shifted."""
+    if not picks:
+        picks = [0]
+    test = [train[i % len(train)] for i in picks]
+    parts = partition.by_attribute(train, min(n_clients, len(set(train))))
+    both = partition.match(parts, train, test)
+    assert len(both) == len(parts) and both.names == parts.names
+    assert sorted(np.concatenate(both).tolist()) == list(range(len(test)))
+    for own, own_test in zip(parts, both, strict=True):
+        assert {test[i] for i in own_test} == {train[i] for i in own} & set(test)
+
+
+def test_a_hospital_missing_from_the_test_set_has_an_empty_part():
+    train, test = np.array(["Bern", "Basel", "Chur", "Bern"]), np.array(["Chur", "Bern"])
+    both = partition.match(partition.by_attribute(train), train, test)
+    assert [p.tolist() for p in both] == [[], [1], [0]] and both.names == ("Basel", "Bern", "Chur")
+
+
+@settings(max_examples=30)
+@given(labelled(), st.integers(1, 12), st.sampled_from([0.1, 1.0, 100.0]), st.integers(0, 99))
+def test_labels_dealt_out_are_dealt_out_alike(labels, n_clients, alpha, seed):
+    """A test set of three times the training set: three times each client's examples of a label."""
+    parts = partition.dirichlet_label(labels, min(n_clients, len(labels)), numpy_rng(seed), alpha)
+    test = np.repeat(labels, 3)
+    both = partition.match(parts, labels, test, numpy_rng(seed))
+    assert sorted(np.concatenate(both).tolist()) == list(range(len(test)))
+    classes = int(labels.max()) + 1
+    got = partition.counts(both, test, classes)
+    assert (got == 3 * partition.counts(parts, labels, classes)).all()
+
+
+def test_without_a_generator_the_order_stays_and_with_one_it_is_its():
+    parts, y = [np.arange(0, 20), np.arange(20, 40)], np.zeros(40, int)
+    assert [p.tolist() for p in partition.match(parts, y, np.zeros(6, int))] == [
+        [0, 1, 2],
+        [3, 4, 5],
+    ]
+    a, b = (partition.match(parts, y, np.zeros(60, int), numpy_rng(s)) for s in (0, 1))
+    assert a[0].tolist() != b[0].tolist() and len(a[0]) == len(b[0]) == 30
+
+
+def test_a_value_that_nobody_holds_is_named():
+    with pytest.raises(ValueError, match=r"match: .*held by a client, got 'Genf', e\.g\."):
+        partition.match([[0], [1]], ["Bern", "Basel"], ["Genf", "Bern"])
+    with pytest.raises(ValueError, match=r"match: .*got 'Basel'"):
+        partition.match([[0]], ["Bern", "Basel"], ["Basel"])
+
+
 # -- summary --------------------------------------------------------------------------------------
 
 
@@ -149,6 +224,14 @@ def test_the_table_is_what_a_counter_says(labels, n_clients, seed):
         share = f"({100 * n / len(own):.0f} %)"
         expected = [name, str(len(own)), str(len(held)), str(top), *share.split()]
         assert line.split() == expected
+
+
+def test_names_stand_in_the_table():
+    y = np.arange(50) % 2
+    parts = partition.by_attribute(np.array(["University hospital", "Bern"])[y])
+    head, *lines = partition.summary(parts, y, 2).split("\n")
+    assert [line.rsplit(maxsplit=5)[0].strip() for line in lines] == [*parts.names, "all"]
+    assert len({line.index("(") for line in lines}) == 1 and head.index("client") > 6
 
 
 def test_the_columns_stay_in_line():

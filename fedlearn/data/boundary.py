@@ -147,7 +147,7 @@ def _examples(
             break  # it may be meant, but not every real number is a whole one
         return (x if x.is_floating_point() else x.to(dtype)), scores
     cure, why = f"softmax_regression({x[0].numel()}, 10) for these", said[real]
-    if isinstance(said.get(torch.int64), IndexError):
+    if "index out of range" in str(said.get(torch.int64)):
         cure, why = f"nn.Embedding({int(x.max()) + 1}, 32), numbers >= 0", said[torch.int64]
     elif torch.int64 not in said:
         cure = "x.long(), as this model takes integers"

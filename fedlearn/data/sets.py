@@ -18,9 +18,10 @@ class Dataset(NamedTuple):
     Attributes:
         x: (n, features) float32 in [0, 1] (the toy plane: in [-1, 1]; ``synthetic``: unbounded).
             Pictures lie flat: ``x.unflatten(1, shape)`` shows them.
-        y: (n,) int64 classes, or float32 targets when ``classes`` is 0 (regression).
+        y: (n,) int64 classes, or float32 targets when ``classes`` is 0 (regression). Of your own
+            data (n, ...): what the loss compares with the scores.
         x_test: (m, features).
-        y_test: (m,).
+        y_test: (m,), or (m, ...).
         classes: C, or 0 for regression.
         name: ``"digits"``; ``"digits (fallback)"`` when another was asked for and missing.
         shape: Shape of one example as a picture, ``(8, 8)``; empty when it isn't one.
