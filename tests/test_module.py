@@ -655,6 +655,22 @@ def test_a_module_with_computed_tensors_is_copied(old):
     torch.testing.assert_close(to_module(task, task.theta0)(x), want)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_module_of_another_precision_is_looked_at_too(kind):
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 3)).to(kind)
+    x, y, mask = torch.rand(2, 5, 4).to(kind), torch.arange(10).reshape(2, 5) % 3, torch.ones(2, 5)
+    for stacked in (True, False):
+        task = from_module(net, stacked=stacked)
+        g, _ = task.grad(task.theta0.expand(2, -1), x, y, mask.to(kind))
+        assert g.dtype == kind and g.isfinite().all()
+
+
+def test_theta_may_be_of_another_precision_than_the_module():
+    net = nn.Linear(4, 3)
+    task, x = from_module(net), torch.rand(6, 4, dtype=torch.float64)
+    torch.testing.assert_close(task.predict(task.theta0.double(), x), net.double()(x))
+
+
 def test_predict_goes_through_torch_func():
     task, x = from_module(nn.Linear(4, 3)), torch.rand(5, 2, 4)
     theta = task.theta0.expand(5, -1)
@@ -702,6 +718,41 @@ def test_scores_of_one_beside_targets_without_are_refused(loss, stacked):
     by_hand = from_module(nn.Linear(4, 1), lambda z, y: (z - y) ** 2, stacked=stacked)
     with pytest.raises(ValueError, match=r"one number an example.*squeeze\(-1\)"):
         by_hand.grad(by_hand.theta0[None], torch.rand(1, 6, 4), torch.rand(1, 6), torch.ones(1, 6))
+
+
+def test_a_loss_that_writes_into_what_it_gets_changes_nothing_of_the_users():
+    """Its scores are asked for the accuracy afterwards, its labels are the user's."""
+    written = lambda z, y: F.nll_loss(
+        z.sub_(z.logsumexp(1, keepdim=True)).mul_(1), y, reduction="none"
+    )
+    rewritten = lambda z, y: (
+        F.cross_entropy(z.clone().mul_(1), y.add_(0), reduction="none") + z.zero_()[:, 0]
+    )
+    x, y = torch.rand(30, 4), torch.arange(30) % 3
+    plain, seen = from_module(nn.Linear(4, 3)), y.clone()
+    want = evaluator(plain, x, y)(plain.theta0)
+    for loss in (written, rewritten):
+        task = from_module(to_module(plain, plain.theta0), loss)
+        assert evaluator(task, x, y)(task.theta0) == pytest.approx(want)
+    task = from_module(
+        nn.Linear(4, 3), lambda z, y: F.cross_entropy(z, y.zero_(), reduction="none")
+    )
+    task.grad(task.theta0[None], x[None], y[None], torch.ones(1, 30))
+    assert torch.equal(y, seen)
+
+
+def test_a_loss_with_parameters_is_refused():
+    class Warm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.t = nn.Parameter(torch.ones(()))
+
+        def forward(self, z, y):
+            return F.cross_entropy(z / self.t, y, reduction="none")
+
+    with pytest.raises(ValueError, match=r"from_module: loss must have nothing to train.*Warm"):
+        from_module(nn.Linear(4, 3), Warm())
+    from_module(nn.Linear(4, 3), Warm().requires_grad_(False))
 
 
 def test_the_packages_own_losses_are_the_tasks_as_they_are():

@@ -94,7 +94,8 @@ def _layers(module: nn.Module) -> dict[str, Any]:
     parts: dict[str, Any] = still | dict(module.named_buffers())
     for name, m in module.named_modules():
         if not type(m).__module__.startswith("torch."):
-            plain = {k: v for k, v in vars(m).items() if isinstance(v, PLAIN) and k != "training"}
+            held = {k: v for k, v in vars(m).items() if k != "training"}
+            plain = {k: v for k, v in held.items() if isinstance(v, (*PLAIN, Tensor))}
             own = {k: f for k, f in vars(type(m)).items() if isinstance(f, FunctionType)}
             parts |= {f"{name}.{k}".lstrip("."): v for k, v in {**plain, **own}.items()}
     return parts

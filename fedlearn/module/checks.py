@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from ..checks import check
 from ..task import Loss, cross_entropy, squared_error
 
+_OURS = (cross_entropy, squared_error)
 _NORMS = nn.modules.batchnorm._NormBase
 
 
@@ -115,6 +116,11 @@ def check_loss(name: str, loss: Any) -> None:
     got = getattr(loss, "__name__", type(loss).__name__)
     rule = "a function of scores and y, made already"
     check(name, "loss", got, made, rule, "nn.MSELoss(reduction='none')")
+    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+        raise ValueError(
+            f"{name}: loss must have nothing to train, got parameters of {got}, which are no part "
+            f"of theta; make them the module's, e.g. as more scores"
+        )
     reduction = getattr(loss, "reduction", None) or _default(loss, "reduction") or "none"
     if reduction != "none":
         good = f"nn.{type(loss).__name__}(reduction='none')"
@@ -143,8 +149,12 @@ def one_each(name: str, loss: Loss) -> Loss:
         tensor([1., 3.])
     """
 
+    mine = loss in _OURS
+
     def losses(scores: Tensor, y: Tensor) -> Tensor:
         each: Any = None
+        if not mine:  # a loss may write into what it gets
+            scores, y = scores.clone(), y.clone()
         if scores.shape != y.shape and 1 in (*scores.shape[1:], *y.shape[1:]):
             with warnings.catch_warnings():  # (B, 1) beside (B,) is (B, B): PyTorch only warns
                 warnings.filterwarnings("error", "Using a target size")
@@ -167,4 +177,4 @@ def one_each(name: str, loss: Loss) -> Loss:
 
 def shown(name: str, loss: Loss) -> Loss:
     """The task's loss: the package's own as they are, which others know by name."""
-    return loss if loss in (cross_entropy, squared_error) else one_each(name, loss)
+    return loss if loss in _OURS else one_each(name, loss)

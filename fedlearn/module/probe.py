@@ -1,9 +1,9 @@
 """A module as a function of its layers and x, and what the first examples show of it."""
 
+import contextlib
 import math
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,24 +43,26 @@ class Runner:
         )
         return out
 
-    def look(self, x: Tensor, y: Tensor | None = None, losses: Loss | None = None) -> None:
+    def look(
+        self, kind: torch.dtype, x: Tensor, y: Tensor | None = None, losses: Loss | None = None
+    ) -> None:
         """Raise a ValueError if the module is no function; give up stacking where it is wrong.
 
         Two examples that differ show whether one depends on the other. Until there are, look at
-        what there is, once.
+        what there is, once. ``kind`` is theta's, which may be another than the module's.
         """
         if (self._done and (self._judged or y is None)) or not len(x) or _traced(x):
             return
         at, differ = _two(x)
         few = x[at].detach()
         if not self._done and (differ or not self._looked):
-            self._is_function(few)
+            self._is_function(kind, few)
             if self.stacked:
-                self._is_stackable(few)
+                self._is_stackable(kind, few)
             self._looked, self._done = True, differ
-        if y is not None and losses is not None and not self._judged:
-            self._is_apart(few, y[at], losses)
-            self._judged = len(few) > 1
+        if y is not None and losses is not None and not self._judged and len(few) > 1:
+            self._is_apart(kind, few, y[at], losses)
+            self._judged = True
 
     def unstackable(self, e: Exception) -> ValueError:
         """What vmap says, as our error."""
@@ -70,8 +72,8 @@ class Runner:
             f"from_module(module, stacked=False)"
         )
 
-    def _is_function(self, few: Tensor) -> None:
-        layers = views(self._near(1, few.device)[0], self.shapes)
+    def _is_function(self, kind: torch.dtype, few: Tensor) -> None:
+        layers = views(self._near(1, kind, few.device)[0], self.shapes)
         why = _trouble(copied(_NAME, self.net), self.names, layers, self.fixed, few)
         if not why:
             return
@@ -79,23 +81,24 @@ class Runner:
         cure = "leave it out: scores must be a function of theta and x alone"
         if "draws" in why:
             cure = "leave it out, or hand F.dropout training=self.training and call module.eval()"
-        if not _trouble(calm, self.names, layers, self.fixed, few):
-            cure = "leave it out, or call module.eval() first"
+        with contextlib.suppress(Exception):  # another in evaluation is not the one to tell
+            if not _trouble(calm, self.names, layers, self.fixed, few):
+                cure = "leave it out, or call module.eval() first"
         raise ValueError(f"{_NAME}: {why}; {cure}")
 
-    def _near(self, K: int, device: torch.device) -> Tensor:
+    def _near(self, K: int, kind: torch.dtype, device: torch.device) -> Tensor:
         """K parameter vectors (K, d) near theta0, none of them 0 anywhere, without a draw."""
         d, like = self.theta0.numel(), self.theta0.double()
         wave = 0.05 * (torch.arange(1, d + 1) * torch.arange(1, K + 1)[:, None]).double().sin()
         near = torch.where(like == 0, wave, like * (1 + wave.to(like.device)).to(like.device))
-        return near.to(device, self.theta0.dtype)
+        return near.to(device, kind)
 
-    def _is_stackable(self, few: Tensor) -> None:
+    def _is_stackable(self, kind: torch.dtype, few: Tensor) -> None:
         """Three clients, two of them with padding: at once as one after the other?"""
         x = torch.stack([few, few, few.flip(0)])
-        mask = torch.ones(x.shape[:2], dtype=self.theta0.dtype, device=x.device)
+        mask = torch.ones(x.shape[:2], dtype=kind, device=x.device)
         mask[1:, 1:] = 0.0
-        theta, got = self._near(3, x.device), []
+        theta, got = self._near(3, kind, x.device), []
         watch = _Embeddings()
         for way in (sequential, stack):
             g = torch.zeros_like(theta)
@@ -130,9 +133,9 @@ class Runner:
         wrong = [k for k, a, b in parts if not _close(a, b, floor)]
         return f"the gradient of {', '.join(wrong)} differs" if wrong else ""
 
-    def _is_apart(self, few: Tensor, y: Tensor, losses: Loss) -> None:
+    def _is_apart(self, kind: torch.dtype, few: Tensor, y: Tensor, losses: Loss) -> None:
         """The loss of an example is its own, whatever stands beside it."""
-        theta = self._near(1, few.device)[0]
+        theta = self._near(1, kind, few.device)[0]
         with torch.no_grad(), _generators(few.device) as drawn:
             z = self.scores(views(theta, self.shapes), few)
             untouched = drawn()
@@ -228,7 +231,7 @@ def _layer(net: nn.Module, name: str) -> str:
     return f"layer {name or 'itself'} ({type(net.get_submodule(name)).__name__})"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _first(net: nn.Module, drawn: Any) -> Iterator[list[str]]:
     """The layers that drew, the innermost first: when each begins, nothing of its own has been."""
     drew: list[str] = []
@@ -249,7 +252,7 @@ def _first(net: nn.Module, drawn: Any) -> Iterator[list[str]]:
             hook.remove()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _generators(device: torch.device) -> Iterator[Any]:
     """What the global generators are, to be compared; and then they are put back."""
     on_gpu = device.type == "cuda"
@@ -289,7 +292,7 @@ class _Embeddings(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _strict(forced: bool) -> Iterator[None]:
     """An operation that vmap has no rule for, and would loop over, is an error unless forced."""
     functorch: Any = torch._C._functorch

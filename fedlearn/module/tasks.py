@@ -56,7 +56,7 @@ def from_module(
     run.stacked, run.must_stack = auto if stacked is None else stacked, bool(stacked)
 
     def backward(theta, x, y, mask, receive):  # type: ignore[no-untyped-def]
-        run.look(x.flatten(0, 1), y.flatten(0, 1), losses)
+        run.look(theta.dtype, x.flatten(0, 1), y.flatten(0, 1), losses)
         how = run.scores, losses, run.shapes, theta, x, y, mask, receive
         if not run.stacked:
             return sequential(*how)
@@ -85,7 +85,7 @@ def from_module(
         return backward(theta, x, y, mask, apply)
 
     def predict(theta: Tensor, x: Tensor) -> Tensor:
-        run.look(x)
+        run.look(theta.dtype, x)
         return run.scores(views(theta, run.shapes), x)
 
     return Task(run.theta0, predict, shown("from_module", loss), grad, step, kept)
@@ -115,7 +115,7 @@ def to_module(task: Task, theta: Tensor) -> nn.Module:
     d, kind = task.theta0.numel(), task.theta0.dtype
     fits = isinstance(theta, Tensor) and (theta.shape, theta.dtype) == ((d,), kind)
     got = (*theta.shape, theta.dtype) if isinstance(theta, Tensor) else type(theta).__name__
-    check("to_module", "theta", got, fits, f"({d},) of {kind}", "task.theta0")
+    check("to_module", "theta", got, fits, f"({d},) of {kind}", f"theta.to({kind})")
     net = copied("to_module", own)
     trained = [p for p in net.parameters() if p.requires_grad]
     with torch.no_grad():
