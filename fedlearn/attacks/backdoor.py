@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from ..checks import check, number, positive, probability, whole
+from ..checks import check, is_whole, number, positive, probability, whole
 from ..data import fit, like, tensor
 from ..model import Task
 from ..partition.base import rows

@@ -241,7 +241,7 @@ def match(guess: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     for name, batch in (("guess", guess), ("truth", truth)):
         fine = batch.is_floating_point() and bool(batch.isfinite().all())
         check("match", name, batch, fine, "finite real numbers", "last.x")
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+    from scipy.optimize import linear_sum_assignment
 
     a, b = guess.detach().flatten(1), truth.detach().flatten(1)
     cost = ((b[:, None] - a[None]) ** 2).mean(-1)  # (truth, guess)
