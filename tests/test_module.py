@@ -128,6 +128,9 @@ MODULES = {
     "BatchNorm with fixed statistics": (frozen_norm, flat),
     "BatchNorm by hand": (lambda: between(Apply(lambda x: x - x.mean(0))), flat),
     "the largest of the batch": (lambda: between(Apply(lambda x: x / x.abs().max())), flat),
+    "F.batch_norm, no example alone": (
+        lambda: between(Apply(lambda x: F.batch_norm(x, None, None, training=True))), flat,
+    ),
     "the size of the batch": (lambda: between(Apply(lambda x: x / len(x))), flat),
     "weight_norm": (lambda: norm_of.weight_norm(nn.Linear(12, 5)), flat),
     "spectral_norm": (lambda: norm_of.spectral_norm(nn.Linear(12, 5)).eval(), flat),
@@ -246,7 +249,7 @@ def whole(name, loss):
     return net.train(training)
 
 
-N = (4, 3, 1)  # examples of three clients: there is padding
+N = (5, 3, 2)  # examples of three clients: there is padding
 
 
 def data(name, loss):
@@ -478,11 +481,23 @@ NO_FUNCTION = {
         lambda: nn.Sequential(a := nn.Linear(3, 3), alias(nn.Linear(3, 3), a)),
         ["1.weight and 0.weight must not share memory", "tie them"],
     ),
+    "a hook on a gradient": (
+        lambda: hooked("register_hook"), ["parameter weight has a hook", "descend(..., grad=...)"],
+    ),
+    "a hook after a gradient": (
+        lambda: hooked("register_post_accumulate_grad_hook"), ["parameter weight has a hook"],
+    ),
     "no module": (lambda: "nn.Linear(4, 3)", ["module must be an nn.Module, got 'str'"]),
     "a file inside": (
         lambda: Own(threading.Lock()), ["copy.deepcopy", "lock"],
     ),
 }  # fmt: skip
+
+
+def hooked(how):
+    net = nn.Linear(4, 3)
+    getattr(net.weight, how)(lambda g: None)
+    return net
 
 
 def alias(layer, other):
@@ -739,6 +754,23 @@ def test_a_loss_that_writes_into_what_it_gets_changes_nothing_of_the_users():
     )
     task.grad(task.theta0[None], x[None], y[None], torch.ones(1, 30))
     assert torch.equal(y, seen)
+
+
+def test_scores_of_shape_b_are_scores():
+    net = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+    task, g = from_module(net, nn.BCEWithLogitsLoss(reduction="none")), []
+    x, y, mask = torch.rand(2, 5, 4), (torch.rand(2, 5) > 0.5).float(), torch.ones(2, 5)
+    for one in (task, from_module(net, nn.BCEWithLogitsLoss(reduction="none"), stacked=True)):
+        g.append(one.grad(task.theta0.expand(2, -1), x, y, mask)[0])
+    F.binary_cross_entropy_with_logits(net(x[0]), y[0]).backward()
+    for got in g:
+        torch.testing.assert_close(got[0, :4], net[0].weight.grad[0])
+
+
+def test_a_loss_that_can_not_take_the_labels_says_so():
+    task = from_module(nn.Linear(4, 1), nn.BCEWithLogitsLoss(reduction="none"))
+    with pytest.raises(ValueError, match=r"from_module: loss can't take scores \(6, 1\).*squeeze"):
+        task.loss(torch.rand(6, 1), torch.ones(6))
 
 
 def test_a_loss_with_parameters_is_refused():

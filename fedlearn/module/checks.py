@@ -47,12 +47,20 @@ def check_module(name: str, module: nn.Module, stacked: bool | None) -> None:
             f"{name}: parameters must be real numbers, got {dtype} in {first}; keep real and "
             f"imaginary part, e.g. nn.Parameter(torch.view_as_real(w))"
         )
+    hooked = [k for k, p in trained.items() if p._backward_hooks or _after(p)]
+    if hooked:
+        raise ValueError(
+            f"{name}: parameter {hooked[0]} has a hook on its gradient, which theta has not; "
+            f"change gradients in the method, e.g. descend(..., grad=...)"
+        )
     _check_memory(name, trained, dict(module.named_buffers()))
 
 
 def _why(m: nn.Module, stacked: bool) -> str:
     """Why a layer can't be had; empty if it can."""
     known = vars(m)
+    if isinstance(m, torch.jit.ScriptModule):
+        return "is compiled by torch.jit; hand over the module that it was made of"
     if any(is_lazy(v) for v in (*m.parameters(False), *m.buffers(False))):
         return "has no size before its first use; call module(x[:2]) once before"
     if any(v.is_meta for v in (*m.parameters(False), *m.buffers(False))):
@@ -89,6 +97,10 @@ def _why(m: nn.Module, stacked: bool) -> str:
             if is_set:
                 return f"has {word}, which vmap forgets; use from_module(module, stacked=False)"
     return ""
+
+
+def _after(p: Tensor) -> Any:
+    return getattr(p, "_post_accumulate_grad_hooks", None)
 
 
 def _check_memory(name: str, trained: dict[str, nn.Parameter], buffers: dict[str, Tensor]) -> None:
@@ -152,16 +164,7 @@ def one_each(name: str, loss: Loss) -> Loss:
     mine = loss in _OURS
 
     def losses(scores: Tensor, y: Tensor) -> Tensor:
-        each: Any = None
-        if not mine:  # a loss may write into what it gets
-            scores, y = scores.clone(), y.clone()
-        if scores.shape != y.shape and 1 in (*scores.shape[1:], *y.shape[1:]):
-            with warnings.catch_warnings():  # (B, 1) beside (B,) is (B, B): PyTorch only warns
-                warnings.filterwarnings("error", "Using a target size")
-                with contextlib.suppress(UserWarning):
-                    each = loss(scores, y)
-        else:
-            each = loss(scores, y)
+        each = loss(scores, y) if mine else _careful(name, loss, scores, y)
         ok = isinstance(each, Tensor) and each.shape[:1] == y.shape[:1]
         if not ok or each.numel() > max(scores.numel(), y.numel()):
             raise ValueError(
@@ -173,6 +176,25 @@ def one_each(name: str, loss: Loss) -> Loss:
         return each if each.dim() == 1 else each.flatten(1).mean(1)
 
     return losses
+
+
+def _careful(name: str, loss: Loss, scores: Tensor, y: Tensor) -> Any:
+    """A user's loss: it may write into what it gets, and pair (B, 1) with (B,)."""
+    own = scores.clone(), y.clone()
+    try:
+        if scores.shape == y.shape or 1 not in (*scores.shape[1:], *y.shape[1:]):
+            return loss(*own)
+        with warnings.catch_warnings():  # that is (B, B), of which PyTorch only warns
+            warnings.filterwarnings("error", "Using a target size")
+            with contextlib.suppress(UserWarning):
+                return loss(*own)
+        return None
+    except (ValueError, RuntimeError) as e:
+        raise ValueError(
+            f"{name}: loss can't take scores {tuple(scores.shape)} of {scores.dtype} and y "
+            f"{tuple(y.shape)} of {y.dtype} ({str(e).splitlines()[0]}), e.g. scores of y's shape: "
+            f"squeeze(-1) for y (B,)"
+        ) from e
 
 
 def shown(name: str, loss: Loss) -> Loss:

@@ -79,7 +79,7 @@ class Runner:
             return
         calm = copied(_NAME, self.net).eval()
         cure = "leave it out: scores must be a function of theta and x alone"
-        if "draws" in why:
+        if "draws random" in why:
             cure = "leave it out, or hand F.dropout training=self.training and call module.eval()"
         with contextlib.suppress(Exception):  # another in evaluation is not the one to tell
             if not _trouble(calm, self.names, layers, self.fixed, few):
@@ -109,9 +109,7 @@ class Runner:
             try:
                 with watch if way is sequential else _strict(self.must_stack):
                     objectives = way(*how)
-            except Exception as e:
-                if way is sequential:
-                    raise
+            except Exception as e:  # of one example alone, or of vmap
                 if self.must_stack:
                     raise self.unstackable(e) from e
                 self.stacked = False
@@ -163,7 +161,7 @@ def _traced(x: Tensor) -> bool:
 
 def _wavy(z: Tensor, y: Tensor) -> Tensor:
     """A number an example, to which every score counts otherwise."""
-    flat = z.flatten(1)
+    flat = z.unsqueeze(-1).flatten(1)
     return flat @ torch.arange(1, flat.shape[1] + 1, device=z.device).cos().to(z.dtype)
 
 
