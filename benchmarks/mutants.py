@@ -26,6 +26,7 @@ import argparse
 import ast
 import copy
 import difflib
+import gc
 import hashlib
 import importlib
 import importlib.abc
@@ -360,7 +361,7 @@ def pytest_on(test_file: str, plugin: Plugin, *more: str) -> int:
     import pytest
 
     doctest = [] if test_file.startswith("tests/") else ["--doctest-modules"]
-    quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:faulthandler"]
+    quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
     quiet += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is imported already
     return int(pytest.main([test_file, *doctest, *quiet, *more], plugins=[plugin]))
 
@@ -616,7 +617,7 @@ def ready() -> None:
     sys.path[:0] = [str(ROOT)]
     sys.path = [p for p in sys.path if p != str(ROOT / "benchmarks")]
     os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FEDLEARN_FAST": "1"}
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # a second each time
     for name in HEAVY:
         with suppress(ImportError):
             importlib.import_module(name)
@@ -624,6 +625,8 @@ def ready() -> None:
 
     torch.set_num_threads(1)
     assert "fedlearn" not in sys.modules
+    gc.collect()
+    gc.freeze()  # what the children share is never looked through again
 
 
 def run(some: list[Mutant], reach: Reach, args: argparse.Namespace) -> dict[str, str]:
