@@ -162,7 +162,8 @@ class Run:
     def cohort(self, t: int) -> Context:
         """Whom round t calls; the same ones if it is begun again."""
         if self._cohort is None or self._cohort[0] != t:
-            self._cohort = t, asked(self.call, self.clients.count, self.recipe.seed, t)
+            of = self.clients.count, self.recipe.seed, t
+            self._cohort = t, asked(self.call, of)
         return self._cohort[1]._replace(secret=self.recipe.secret)
 
     def keep(

@@ -18,18 +18,18 @@ from .transform import Context
 Call = Callable[[int, int, int], Context]  # N clients, seed, round t -> who, and how much
 
 
-def asked(call: Call, n: int, seed: int, t: int) -> Context:
-    """Whom a call calls, if it is of this round and names clients of 0..N-1; else ValueError.
+def asked(call: Call, of: tuple[int, int, int]) -> Context:
+    """Whom a call calls of (N, seed, t), if it is of that round and names clients of 0..N-1.
 
-    A call of one's own that always said round 0 would have every round draw the same noise.
+    ValueError otherwise: a call that said round 0 for ever would repeat the noise every round.
 
     Example:
-        >>> asked(lambda n, seed, t: uniform(3)(n, seed, 0), 10, 0, 7)
+        >>> asked(lambda n, seed, t: uniform(3)(n, seed, 0), (10, 0, 7))
         Traceback (most recent call last):
         ...
         ValueError: cohort: seed and round must be those of the call, (0, 7), got (0, 0), e.g. ...
     """
-    ctx, example = call(n, seed, t), "Context(seed, t, S, S)"
+    (n, seed, t), ctx, example = of, call(*of), "Context(seed, t, S, S)"
     known, kind = isinstance(ctx, Context), type(ctx).__name__
     check("cohort", "what it returns", kind, known, "a Context", example)
     got, rule = (ctx.seed, ctx.round), f"those of the call, {(seed, t)}"

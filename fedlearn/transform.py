@@ -98,8 +98,13 @@ class Context(NamedTuple):
 def check_rows(name: str, reply: dict[str, Tensor], K: int, *numbers: str) -> None:
     """Raise the ``ValueError`` of ``name`` unless all of a reply has a row for each of K clients.
 
-    Of ``delta`` (K, d), and of ``numbers`` (K,); of a scalar or a vector for all, a mean would be
-    wrong without a word.
+    Of ``delta`` (K, d), and of ``numbers`` (K,): one vector for all would broadcast without a word.
+
+    Example:
+        >>> check_rows("my_method", {"delta": torch.zeros(5)}, 2)
+        Traceback (most recent call last):
+        ...
+        ValueError: my_method: reply['delta'] must be (K, d), a row for each of K = 2, got (5,), ...
     """
     look = lambda v: tuple(v.shape) if isinstance(v, Tensor) else (type(v).__name__,)
     got = {k: look(v) for k, v in reply.items()}
