@@ -390,3 +390,22 @@ def test_no_file_is_no_file(tmp_path):
 def test_the_file_is_plain_json(tmp_path):
     path = partition.save(partition.Parts([np.array([3, 1])], "a note"), tmp_path / "p.json")
     assert json.loads(path.read_text()) == {"note": "a note", "parts": [[1, 3]]}
+
+
+def test_names_are_saved_with_the_rows(tmp_path):
+    named = partition.Parts([np.array([2, 0]), np.array([1])], "by hand", ["Basel", "Bern"])
+    back = partition.load(partition.save(named, tmp_path / "p.json"))
+    assert back.names == ("Basel", "Bern") and back.note == "by hand"
+    assert [rows.tolist() for rows in back] == [[0, 2], [1]]
+    back = partition.load(partition.save({"Chur": [3], "Olten": [0, 1]}, tmp_path / "d.json"))
+    assert back.names == ("Chur", "Olten") and [rows.tolist() for rows in back] == [[3], [0, 1]]
+    nameless = partition.save(partition.Parts([np.array([0])]), tmp_path / "n.json")
+    assert partition.load(nameless).names is None
+
+
+@pytest.mark.parametrize("names", [["one"], "ab", {"a": 1}, 3, [1]])
+def test_names_that_are_not_one_a_client_are_refused(tmp_path, names):
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps({"note": "", "parts": [[0], [1]], "names": names}))
+    with pytest.raises(ValueError, match=r"partition\.load: needs a file that"):
+        partition.load(file)

@@ -149,11 +149,12 @@ def summary(parts: list[np.ndarray], labels: np.ndarray, classes: int) -> str:
     return "\n".join(lines)
 
 
-def save(parts: list[np.ndarray], path: str | Path) -> Path:
+def save(parts: Any, path: str | Path) -> Path:
     """Write a partition as JSON, to a temporary name first: a file is there whole or not at all.
 
     Args:
-        parts: N arrays of row numbers, with a note or without; no row twice, else ValueError.
+        parts: N arrays of row numbers, or a dict {client: rows}, with a note and names or without;
+            no row twice, else ValueError.
         path: Where to; replaced if it exists, ``~`` is the home folder. It is returned.
 
     Example:
@@ -162,15 +163,18 @@ def save(parts: list[np.ndarray], path: str | Path) -> Path:
         ...     load(save(Parts([np.array([1, 2]), np.array([0])], "a note"), f"{folder}/p.json"))
         [array([1, 2]), array([0])]
     """
-    rows = [np.asarray(p).tolist() for p in parts]
-    content = {"note": getattr(parts, "note", ""), "parts": rows}
+    held = parts.values() if isinstance(parts, Mapping) else parts
+    own = [np.asarray(p).tolist() for p in held]
+    content: dict[str, Any] = {"note": getattr(parts, "note", ""), "parts": own}
+    if (names := names_of(parts)) is not None:
+        content["names"] = [*names]
     if wrong := _wrong(content):
         raise ValueError(f"partition.save: {wrong}, e.g. partition.iid(labels, 10, rng)")
     return write_whole(path, json.dumps(content).encode())
 
 
 def load(path: str | Path) -> Parts:
-    """Read a partition that :func:`save` wrote, with its note.
+    """Read a partition that :func:`save` wrote, with its note and its names.
 
     Args:
         path: FileNotFoundError if no file is there, ValueError if it is no saved partition, or if
@@ -193,7 +197,8 @@ def load(path: str | Path) -> Parts:
             f"partition.load: needs a file that partition.save wrote, got {Path(path).name} "
             f"({wrong}), e.g. partition.save(parts, 'parts.json')"
         )
-    return Parts([np.array(p, dtype=np.int64) for p in saved["parts"]], saved["note"])
+    own = [np.array(p, dtype=np.int64) for p in saved["parts"]]
+    return Parts(own, saved["note"], saved.get("names"))
 
 
 def _wrong(saved: Any) -> str:
@@ -204,6 +209,9 @@ def _wrong(saved: Any) -> str:
         return f"the note must be text, got {saved['note']!r}"
     if not isinstance(saved["parts"], list):
         return f"parts must be a list, got {type(saved['parts']).__name__}"
+    names = saved.get("names")
+    if names is not None and not (isinstance(names, list) and len(names) == len(saved["parts"])):
+        return f"names must be a list, one a client, got {names!r}"
     owner: dict[int, int] = {}
     for k, rows in enumerate(saved["parts"]):
         if not isinstance(rows, list):
