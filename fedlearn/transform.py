@@ -113,7 +113,8 @@ class Pipeline(NamedTuple):
     @property
     def bent(self) -> list[str]:
         """Names of the stages that make something else than the weighted mean of the updates."""
-        return [s.name for s in (*self.on_client, self.reduce, *self.on_server) if not s.plain]
+        stages: list[Rowwise | Reduce | After] = [*self.on_client, self.reduce, *self.on_server]
+        return [s.name for s in stages if not s.plain]
 
     def memory(self, theta: Tensor) -> tuple[Memory, ...]:
         """What a client keeps before its first round, for each of its stages."""
