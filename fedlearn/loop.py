@@ -118,7 +118,8 @@ class Run:
         theta, method = self.recipe.theta.detach().clone(), self.recipe.algorithm
         self.t, self.state = 0, method.init(theta.to(self.clients.device))
         self.memory, self.history = self.clients.memory(), History(theta=theta.clone())
-        if not self.recipe.pipeline.reduce.plain:  # what can't be guarded is refused before round 0
+        rule = self.recipe.pipeline.reduce
+        if not rule.plain and rule.share is None:  # what it can't guard is refused before round 0
             none = np.zeros(0, int)
             nobody = Context(self.recipe.seed, 0, none, none)
             reply, _ = no_reply(self.recipe, method.message(self.state), nobody)

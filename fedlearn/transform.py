@@ -181,7 +181,7 @@ class Pipeline(NamedTuple):
     @property
     def bent(self) -> list[str]:
         """Names of the stages that make something else than the weighted mean of the updates."""
-        stages: list[Any] = [*self.on_client, self.reduce, *self.on_server]
+        stages: list[Rowwise | Reduce | After] = [*self.on_client, self.reduce, *self.on_server]
         return [s.name for s in stages if not s.plain]
 
     def memory(self, theta: Tensor) -> tuple[Memory, ...]:

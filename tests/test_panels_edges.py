@@ -249,7 +249,9 @@ def test_a_pipeline_in_the_table_the_reference_and_the_map(panel, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "pipeline", ["krum", krum(3), [krum(3)], None, 3, lambda rows, p: p @ rows], ids=str
+    "pipeline",
+    ["krum", krum(3), [krum(3)], None, 3, lambda rows, p: p @ rows],
+    ids=["text", "a stage", "a list", "none", "a number", "a function"],
 )
 def test_what_is_no_pipeline_is_refused(pipeline):
     with pytest.raises(ValueError, match=r"panel: pipeline must be .*got .*e\.g\."):

@@ -14,8 +14,8 @@ def fednova(
 
     theta <- theta + server_lr tau_eff Σ_k p_k delta_k / a_k, with tau_eff = Σ_k p_k a_k. For plain
     local SGD a_k = tau_k, the steps that client k took. With momentum beta or a pull mu, a_k is
-    ‖a_k‖₁ of the paper, the sum of what its gradients weigh in delta_k: :func:`accumulated`. What
-    travels as ``delta`` is delta_k / a_k; a_k travels beside it.
+    ‖a_k‖₁ of the paper, the sum of what its gradients weigh in delta_k, see :func:`accumulated`.
+    What travels as ``delta`` is delta_k / a_k; a_k travels beside it.
 
     Args:
         task, lr, server_lr, beta: As in :func:`~fedlearn.algorithms.fedavg`.

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..checks import check
-from ..task import Loss, cross_entropy, squared_error
+from ..task import Loss, binary_cross_entropy, cross_entropy, squared_error
 
-_OURS = (cross_entropy, squared_error)
+_OURS = (cross_entropy, squared_error, binary_cross_entropy)
 _NORMS = nn.modules.batchnorm._NormBase
 
 
