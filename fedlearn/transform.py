@@ -9,7 +9,7 @@ A stage acts on the matrix of updates, a row per client. It is one of
 
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
