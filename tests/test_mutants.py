@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import statistics
@@ -10,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from fedlearn import RoundFailed, algorithms
+from fedlearn import Recipe, RoundFailed, algorithms, federate, partition
 from fedlearn import aggregate as A
 from fedlearn.algorithms import base
+from fedlearn.algorithms.fednova import accumulated
 from fedlearn.batches import Shards
+from fedlearn.descend import descend
 from fedlearn.model import softmax_regression
 from fedlearn.partition.files import write_whole
-from fedlearn.privacy import noise_multiplier
+from fedlearn.privacy import adaptive_clip, dp_federate, noise_multiplier
 from fedlearn.privacy.accounting import calibrate
-from fedlearn.privacy.secure_aggregation import enroll, secure_sum, wire_bytes
+from fedlearn.privacy.secure_aggregation import enroll, secure_mean, secure_sum, wire_bytes
 from fedlearn.transform import After, chain, clip, noise
 
 close = lambda a, b: torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
@@ -300,3 +303,44 @@ def test_every_stage_of_secure_aggregation_has_the_bytes_of_its_own_messages():
         assert done.up[stage].tolist() == [wire_bytes(m) for m in up[stage]], stage
         assert done.down[stage].tolist() == [wire_bytes(m) for m in down[stage]], stage
         assert done.seconds[stage] > 0
+
+
+# -- what is taken where nothing is said -----------------------------------------------------------
+
+DEFAULTS = {
+    algorithms.fedavg: {"server_lr": 1.0, "beta": 0.0, "weight_decay": 0.0},
+    algorithms.fedsgd: {"beta": 0.0},
+    algorithms.fedprox: {"server_lr": 1.0},
+    algorithms.scaffold: {"server_lr": 1.0, "option": 2},
+    algorithms.fednova: {"server_lr": 1.0, "beta": 0.0, "mu": 0.0},
+    algorithms.feddyn: {},
+    algorithms.fedavgm: {"server_lr": 1.0, "beta": 0.9},
+    algorithms.fedadagrad: {"server_lr": 0.1, "beta1": 0.0, "tau": 1e-3},
+    algorithms.fedadam: {"server_lr": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
+    algorithms.fedyogi: {"server_lr": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
+    descend: {"mu": 0.0, "shift": None, "beta": 0.0, "weight_decay": 0.0},
+    accumulated: {"beta": 0.0, "mu": 0.0},
+    A.geometric_median: {"iterations": 100, "tolerance": 1e-7},
+    A.multi_krum: {"m": None},
+    Recipe: {"batch": 32, "epochs": 1, "seed": 0, "equal": False},
+    partition.dirichlet_label: {"min_size": 1},
+    partition.shards: {"per_client": 2},
+    partition.labels_per_client: {"labels_each": 2},
+    partition.label_and_quantity: {"size_alpha": 1.0},
+    partition.by_attribute: {"n_clients": None},
+    adaptive_clip: {"quantile": 0.5, "lr": 0.2, "start": 0.1, "bit_noise": None},
+    secure_mean: {"bits": None, "threshold": None},
+    secure_sum: {"threshold": None, "dropped": None, "round": 0, "code": None},
+}
+RUN = {"evaluate": None, "every": 1, "skip": 0, "checkpoint": None, "save_every": 1, "resume": None}
+DEFAULTS[federate] = {"cohort": None, **RUN}
+DEFAULTS[dp_federate] = {"budget": math.inf, **RUN}
+
+
+@pytest.mark.parametrize("function", DEFAULTS, ids=lambda f: f.__name__)
+def test_a_default_is_what_its_documentation_says(function):
+    """A default is a promise: who leaves it out gets other numbers if it moves."""
+    given = inspect.signature(function).parameters.values()
+    plain = lambda v: v is None or isinstance(v, (bool, int, float))
+    has = {p.name: p.default for p in given if p.default is not p.empty and plain(p.default)}
+    assert has == DEFAULTS[function]
