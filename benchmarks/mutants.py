@@ -585,7 +585,7 @@ def main() -> None:
     words.add_argument("--sample", type=int, help="so many mutants of each file")
     words.add_argument("--seed", type=int, default=0, help="of the sample")
     words.add_argument("--jobs", type=int, default=1, help="children at once")
-    words.add_argument("--most", type=float, default=120.0, help="seconds of tests a mutant")
+    words.add_argument("--most", type=float, default=300.0, help="seconds of tests a mutant")
     words.add_argument("--list", action="store_true", help="print them, run nothing")
     words.add_argument("--show", help="the diff of one, by its id")
     words.add_argument("--to", type=Path, help="the report; by default mutants.md if all are run")

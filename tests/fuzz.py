@@ -255,6 +255,33 @@ def case(seed: int, i: int) -> Case:
     return Case(data, model, task, method, pipeline, cohort, recipe, chunk, look, rounds, spec)
 
 
+def usual(method: str, lr: float = 0.2, decay: float | None = None, **h: Any) -> Case:
+    """A method with these numbers, everything else as usual: five clients, float64, a mean."""
+    said = "".join(f", {k}={v!r}" for k, v in h.items())
+    if method in ("scaffold", "feddyn"):
+        said += ", n_total=40"
+    if method == "fedopt":
+        said = f", optim.{h['server']}({h['server_lr']})"
+    make = f"algorithms.{method}(task, {{}}{said})"
+    if decay is not None:
+        make = f"algorithms.scheduled(lambda lr: {make}, lambda t: {lr} * {decay} ** t)"
+    rule = {"local": None, "rule": ("mean",), "noise": None, "cohort": "4"}
+    spec = {"must": "", "kind": "tanh", "C": 3, "B": 3, "E": 2, "equal": False, "seed": 5, **rule}
+    spec |= {"method": method, "lr": lr, "decay": decay, "h": h, "regression": False}
+    spec |= {"rounds": 3, "eps": 1e-9, "look": False, "N": 5}
+    data = """\
+rng = np.random.default_rng(3)
+x, y = torch.from_numpy(rng.normal(size=(40, 4))), torch.from_numpy(rng.integers(0, 3, size=40))
+parts = np.split(rng.permutation(40), [2, 7, 14, 25])"""
+    model = (
+        "torch.manual_seed(3)\nmodule = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))"
+    )
+    task = "task = from_module(module)"
+    how = "batch=3, epochs=2, seed=5, equal=False"
+    made = make.format("lr" if decay is not None else lr)
+    return Case(data, f"{model}.double()", task, made, "chain(mean())", "4", how, "", "", 3, spec)
+
+
 def _data(r, pick, odd, shape, regression, double, n, F, C, s, spec) -> tuple[str, str]:  # type: ignore[no-untyped-def]
     lines = [f"rng = np.random.default_rng({s})"]
     as_x = "torch.from_numpy(x)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import statistics
@@ -10,9 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from fedlearn import RoundFailed
+from fedlearn import Recipe, RoundFailed, algorithms, federate, partition
 from fedlearn import aggregate as A
 from fedlearn.algorithms import base
+from fedlearn.algorithms.fednova import accumulated
+from fedlearn.batches import Shards
+from fedlearn.descend import descend
+from fedlearn.model import softmax_regression
+from fedlearn.partition.files import write_whole
+from fedlearn.privacy import adaptive_clip, dp_federate, noise_multiplier
+from fedlearn.privacy.accounting import calibrate
+from fedlearn.privacy.secure_aggregation import enroll, secure_mean, secure_sum, wire_bytes
+from fedlearn.transform import After, chain, clip, noise
 
 close = lambda a, b: torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
 
@@ -203,3 +213,134 @@ def test_the_population_may_be_a_millionth_smaller_than_the_cohort_and_no_more()
     for bad in (0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="scaffold: n_total must be > 0 and finite"):
             base.check_total("scaffold", bad)
+
+
+# -- a round's books, its batches and its files ----------------------------------------------------
+
+
+def test_the_bytes_of_a_client_are_a_whole_number():
+    reply = {"delta": torch.zeros(3, 5), "loss": torch.zeros(3), "n": torch.ones(3)}
+    for rows in (reply, {k: v[:0] for k, v in reply.items()}):
+        assert type(base.payload(rows)) is int
+    assert base.payload(reply) == 5 * 4
+    assert base.payload({**reply, "a": torch.zeros(3, 1, dtype=torch.float64)}) == 5 * 4 + 8
+
+
+def test_a_client_without_a_batch_sends_zeros_by_every_method():
+    """Whoever is called and has no step to do: nothing is divided by its 0 steps."""
+    task = softmax_regression(2, 2)
+    x, y = torch.eye(2), torch.tensor([0, 1])
+    index, mask = torch.zeros(2, 1, 2, dtype=torch.int64), torch.tensor([[[1.0, 1.0]], [[0, 0]]])
+    shards = Shards(x, y, index, mask, torch.tensor([2.0, 0.0]))
+    methods = [
+        algorithms.fedavg(task, 0.1, beta=0.5, weight_decay=0.1),
+        algorithms.fedsgd(task, 0.1),
+        algorithms.fedprox(task, 0.1, mu=1.0),
+        algorithms.scaffold(task, 0.1, n_total=2),
+        algorithms.scaffold(task, 0.1, n_total=2, option=1),
+        algorithms.fednova(task, 0.1, beta=0.5, mu=1.0),
+        algorithms.feddyn(task, 0.1, alpha=1.0, n_total=2),
+    ]
+    for method in methods:
+        start = torch.linspace(-1, 1, 6)
+        message = method.message(method.init(start))
+        kept = {k: v.expand(2, -1) for k, v in method.memory(start).items()}
+        reply, kept = method.client(message, shards, kept)
+        for name, rows in {**reply, **kept}.items():
+            assert not rows[1].any(), (method.client, name)  # NaN is not 0
+        assert reply["delta"][0].any()
+
+
+def test_a_stage_of_a_user_adds_no_noise_unless_it_says_so():
+    halve = After("halve", lambda delta, ctx: delta / 2)
+    assert halve.std == 0.0
+    assert noise_multiplier(chain(clip(1.0), A.total(4.0), halve)) == 0.0
+    assert noise_multiplier(chain(clip(1.0), A.total(4.0), noise(0.5), halve)) == 2.0
+
+
+@pytest.mark.parametrize("q", [0, -0.1, 1.1, math.nan, None])
+def test_calibrate_wants_a_probability(q):
+    with pytest.raises(ValueError, match=r"^calibrate: q must be > 0 and <= 1, got "):
+        calibrate(4.0, q, 2, 1e-2)
+
+
+@pytest.mark.parametrize("delta", [0, 1, -1e-3, math.nan, None])
+def test_calibrate_wants_a_delta(delta):
+    with pytest.raises(ValueError, match=r"^calibrate: delta must be > 0 and < 1"):
+        calibrate(4.0, 0.5, 2, delta)
+
+
+def test_a_new_file_may_be_read_by_all_and_an_old_one_keeps_its_mode(tmp_path):
+    path = write_whole(tmp_path / "new", b"a")
+    assert path.stat().st_mode & 0o7777 == 0o644
+    path.chmod(0o640)
+    assert write_whole(path, b"b").stat().st_mode & 0o7777 == 0o640
+
+
+def test_every_stage_of_secure_aggregation_has_the_bytes_of_its_own_messages():
+    """K = 4, d = 3, nobody silent: each stage's messages made once more, and weighed."""
+    K, d, t = 4, 3, 3
+    rows = np.arange(K * d, dtype=np.uint32).reshape(K, d)
+    done = secure_sum(rows, threshold=t)
+    clients, server = enroll(range(K), 0, t)
+    adverts = [clients[k].advertise() for k in range(K)]
+    keys = server.keys(adverts)
+    shares = [clients[k].share(keys) for k in range(K)]
+    letters = server.route(m for own in shares for m in own)
+    masked = [clients[k].mask(rows[k], letters[k]) for k in range(K)]
+    for m in masked:
+        server.add(m)
+    answered = server.answered()
+    votes = [clients[k].vote(answered) for k in range(K)]
+    tally = server.votes(votes)
+    opened = [clients[k].open(tally) for k in range(K)]
+    up = {"keys": adverts, "shares": shares, "masked": masked, "votes": votes, "opened": opened}
+    down = {"keys": [keys] * K, "shares": [letters[k] for k in range(K)], "masked": [[]] * K,
+            "votes": None, "opened": [[]] * K}  # fmt: skip
+    down["votes"] = [[answered, tally]] * K
+    assert list(done.up) == list(done.down) == list(done.seconds) == list(up)
+    for stage in up:
+        assert done.up[stage].tolist() == [wire_bytes(m) for m in up[stage]], stage
+        assert done.down[stage].tolist() == [wire_bytes(m) for m in down[stage]], stage
+        assert done.seconds[stage] > 0
+
+
+# -- what is taken where nothing is said -----------------------------------------------------------
+
+DEFAULTS = {
+    algorithms.fedavg: {"server_lr": 1.0, "beta": 0.0, "weight_decay": 0.0},
+    algorithms.fedsgd: {"beta": 0.0},
+    algorithms.fedprox: {"server_lr": 1.0},
+    algorithms.scaffold: {"server_lr": 1.0, "option": 2},
+    algorithms.fednova: {"server_lr": 1.0, "beta": 0.0, "mu": 0.0},
+    algorithms.feddyn: {},
+    algorithms.fedavgm: {"server_lr": 1.0, "beta": 0.9},
+    algorithms.fedadagrad: {"server_lr": 0.1, "beta1": 0.0, "tau": 1e-3},
+    algorithms.fedadam: {"server_lr": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
+    algorithms.fedyogi: {"server_lr": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
+    descend: {"mu": 0.0, "shift": None, "beta": 0.0, "weight_decay": 0.0},
+    accumulated: {"beta": 0.0, "mu": 0.0},
+    A.geometric_median: {"iterations": 100, "tolerance": 1e-7},
+    A.multi_krum: {"m": None},
+    Recipe: {"batch": 32, "epochs": 1, "seed": 0, "equal": False},
+    partition.dirichlet_label: {"min_size": 1},
+    partition.shards: {"per_client": 2},
+    partition.labels_per_client: {"labels_each": 2},
+    partition.label_and_quantity: {"size_alpha": 1.0},
+    partition.by_attribute: {"n_clients": None},
+    adaptive_clip: {"quantile": 0.5, "lr": 0.2, "start": 0.1, "bit_noise": None},
+    secure_mean: {"bits": None, "threshold": None},
+    secure_sum: {"threshold": None, "dropped": None, "round": 0, "code": None},
+}
+RUN = {"evaluate": None, "every": 1, "skip": 0, "checkpoint": None, "save_every": 1, "resume": None}
+DEFAULTS[federate] = {"cohort": None, **RUN}
+DEFAULTS[dp_federate] = {"budget": math.inf, **RUN}
+
+
+@pytest.mark.parametrize("function", DEFAULTS, ids=lambda f: f.__name__)
+def test_a_default_is_what_its_documentation_says(function):
+    """A default is a promise: who leaves it out gets other numbers if it moves."""
+    given = inspect.signature(function).parameters.values()
+    plain = lambda v: v is None or isinstance(v, (bool, int, float))
+    has = {p.name: p.default for p in given if p.default is not p.empty and plain(p.default)}
+    assert has == DEFAULTS[function]
