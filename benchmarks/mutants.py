@@ -483,7 +483,8 @@ class Reach:
             if found is None:
                 sys.exit(f"mutants: {new[i]} did not end")
             temporary = kept[new[i]].with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(pickle.dumps(found))
+            with temporary.open("wb") as file:  # a cache of its own, in the system's folder
+                pickle.dump(found, file)
             os.replace(temporary, kept[new[i]])
             print(f"  {new[i]}: {sum(found[1].values()):.0f} s", flush=True)
         for test_file, path in kept.items():
@@ -608,7 +609,9 @@ def main() -> None:
     whole = not (args.module or args.function or args.sample)
     to = args.to or (REPORT if whole else None)
     if to:
-        to.write_text(written, "utf-8")
+        from fedlearn.partition.files import write_whole  # not before: children import mutants
+
+        write_whole(to, written.encode())
     print("\n" + written)
 
 

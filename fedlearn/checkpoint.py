@@ -46,11 +46,14 @@ def decode(content: bytes, path: str | Path, device: torch.device | str = "cpu")
 
 def claim(path: str | Path | None) -> Path:
     """The path for a checkpoint, refused early where it can't be written or is somebody's file."""
-    to = Path(os.path.realpath(place(str(path))))  # also if the folder changes, or behind a link
+    named = isinstance(path, (str, Path)) and bool(str(path).strip())
+    to = Path(
+        os.path.realpath(place(str(path) if named else ".ckpt"))
+    )  # also if the folder changes
     ours = to.is_file() and _head(to) == MAGIC and os.access(to, os.W_OK)
     rule = "a new file in a folder that exists and is yours, or a checkpoint of fedlearn"
     free = to.parent.is_dir() and os.access(to.parent, os.W_OK) and not os.path.lexists(to)
-    ok = isinstance(path, (str, Path)) and (ours or free)
+    ok = named and (ours or free)
     check("checkpoint", "the path", path and str(path), ok, rule, "'run.ckpt'")
     return to
 

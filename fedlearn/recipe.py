@@ -119,9 +119,9 @@ def client_step(
     name = getattr(recipe.algorithm.client, "__qualname__", "client").split(".")[0]
     check_rows(name, reply, len(shards.n), "loss")
     theta, delta = message["theta"], reply["delta"]
-    got, same = (delta.shape[1], delta.dtype), delta.shape[1] == theta.shape[-1]
-    rule = "real numbers, as many as theta's"
-    check(name, "reply['delta']", got, same and delta.is_floating_point(), rule, "theta_k - theta")
+    got, real = (delta.shape[1], delta.dtype), (theta.dtype, wide(theta[:0]).dtype)
+    fits, rule = got[0] == theta.shape[-1] and got[1] in real, "as long as theta, and of its type"
+    check(name, "reply['delta']", got, fits, rule, "theta_k - theta")
     known, rule = sorted(memory[0]), "what the method's memory(theta0) declares"
     check("client", "what is kept", sorted(own), set(own) <= set(known), rule, known)
     ctx = ctx._replace(secret=ctx.secret or recipe.secret)

@@ -531,7 +531,7 @@ def test_attacks_take_arrays_and_refuse_what_has_no_classes():
     )
     theta = torch.cat([torch.zeros(39), torch.tensor([0.0, 0.0, 1.0])])  # always says 2
     assert backdoor_rate(TASK, theta, X, Y, lambda x: x, 2) == 1.0
-    with pytest.raises(ValueError, match=r"backdoor_rate: y must be one integer class"):
+    with pytest.raises(ValueError, match=r"backdoor_rate: (y must be a class|a classifier needs)"):
         backdoor_rate(REG, REG.theta0, X, X[:, 0], lambda x: x, 0)
     with pytest.raises(ValueError, match=r"label_flip: y must be integer classes"):
         label_flip(X[:, 0], [[0]], [0], 3)

@@ -72,7 +72,8 @@ def over_flower(p, algorithm, theta, pipeline, cohort=5, **how):
 def test_flower_gives_the_same_run(method):
     p = problem()
     algorithm, theta = METHODS[method](p.closed_form), p.closed_form.theta0
-    for pipeline in (chain(mean()), chain(clip(0.05), mean(), noise(1e-3))):
+    stages = [chain(mean()), chain(clip(0.05), mean(), noise(1e-3))]
+    for pipeline in stages[: 1 if method == "feddyn" else 2]:  # which wants a plain mean
         here = run(algorithm, theta, p, pipeline=pipeline)
         _, there = over_flower(p, algorithm, theta, pipeline, seeded=bool(pipeline.on_server))
         for a, b in zip(here, there, strict=True):

@@ -149,10 +149,18 @@ def test_trim_may_be_all_that_is_below_a_half(trim):
     assert A.trimmed_mean(trim).apply(torch.ones(3, 1), torch.ones(3) / 3).item() == 1.0
 
 
+def weighted_middle(values: np.ndarray, p: np.ndarray) -> tuple[float, float]:
+    """The values, from below, at which half of the weight is reached, and is exceeded."""
+    order = np.argsort(values)
+    below = np.cumsum(p[order]) / p.sum()
+    at = lambda half: float(values[order][np.searchsorted(below, half)])
+    return at(0.5 - 1e-12), at(0.5 + 1e-12)
+
+
 def weiszfeld(rows: np.ndarray, p: np.ndarray, steps: int, tolerance: float) -> np.ndarray:
     """The steps of the docstring, in NumPy."""
-    z = np.median(rows, 0)
-    spread = sorted(np.linalg.norm(rows - z, axis=1))[(len(rows) - 1) // 2]
+    z = np.array([sum(weighted_middle(column, p)) / 2 for column in rows.T])
+    spread = weighted_middle(np.linalg.norm(rows - z, axis=1), p)[0]
     for _ in range(steps):
         w = p / np.maximum(np.linalg.norm(rows - z, axis=1), 1e-6 * spread)
         before, z = z, w @ rows / w.sum()
@@ -318,11 +326,11 @@ DEFAULTS = {
     algorithms.fedadagrad: {"server_lr": 0.1, "beta1": 0.0, "tau": 1e-3},
     algorithms.fedadam: {"server_lr": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
     algorithms.fedyogi: {"server_lr": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
-    descend: {"mu": 0.0, "shift": None, "beta": 0.0, "weight_decay": 0.0},
+    descend: {"mu": 0.0, "shift": None, "beta": 0.0, "weight_decay": 0.0, "grad": None},
     accumulated: {"beta": 0.0, "mu": 0.0},
     A.geometric_median: {"iterations": 100, "tolerance": 1e-7},
     A.multi_krum: {"m": None},
-    Recipe: {"batch": 32, "epochs": 1, "seed": 0, "equal": False},
+    Recipe: {"batch": 32, "epochs": 1, "seed": 0, "equal": False, "secret": False},
     partition.dirichlet_label: {"min_size": 1},
     partition.shards: {"per_client": 2},
     partition.labels_per_client: {"labels_each": 2},

@@ -538,7 +538,7 @@ REFUSED = {
         recipe_of(chain(local_noise(0.5, 0.5), mean()))),
     "median.. weighs by n_k, .*sizes=": lambda: over_flower(
         recipe_of(chain(local_noise(0.5, 0.5), median()))),
-    "the server of feddyn reads 'n' of single clients": lambda: over_flower(
+    "Recipe: pipeline must be .* feddyn": lambda: over_flower(
         recipe_of(private_mean(0.5, 1.0, 8.0), METHODS["feddyn"](TASK))),
     "protects only 'delta', but this method also sends": lambda: over_flower(
         recipe_of(chain(local_noise(0.5, 0.5), total(8.0)), METHODS["scaffold"](TASK))),

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..checks import check, not_negative, positive
+from ..task import wide
 from .base import Algorithm, Kept, Message, Reply, Shards, Task, Tensor, descend
 from .fedavg import fedavg
 
@@ -56,13 +57,13 @@ def moon(
 
     def pull(w: Tensor, theta: Tensor, last: Tensor, x: Tensor) -> Tensor:
         """Gradient of one client's contrastive term, on its examples x (n, ...). (d,)"""
-        away = [features(v, x) for v in (theta, last)]
+        away = [wide(features(v, x)) for v in (theta, last)]
         rule, so = "one row of features an example, (B, m)", "hidden[:, :8]"
         fits = all(z.dim() == 2 and len(z) == len(x) for z in away)
         check("moon", "features", tuple(away[0].shape), fits, f"{rule}, B = {len(x)}", so)
         with torch.enable_grad():  # clients run under no_grad
             at = w.detach().requires_grad_()
-            z = features(at, x)
+            z = wide(features(at, x))
             s = torch.stack([F.cosine_similarity(z, other) for other in away], 1)
             term = -(s / temperature).log_softmax(1)[:, 0].mean()
             return torch.autograd.grad(term, at)[0]

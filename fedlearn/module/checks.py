@@ -184,8 +184,10 @@ def _careful(name: str, loss: Loss, scores: Tensor, y: Tensor) -> Any:
     try:
         if scores.shape == y.shape or 1 not in (*scores.shape[1:], *y.shape[1:]):
             return loss(*own)
-        with warnings.catch_warnings():  # that is (B, B), of which PyTorch only warns
-            warnings.filterwarnings("error", "Using a target size")
+        with (
+            warnings.catch_warnings()
+        ):  # that is (B, B), of which PyTorch only warns; (1, 1) may be
+            warnings.filterwarnings("error" if len(y) > 1 else "ignore", "Using a target size")
             with contextlib.suppress(UserWarning):
                 return loss(*own)
         return None
