@@ -243,7 +243,7 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.Constant(node.value + 1)
     elif isinstance(node, ast.Name) and node.id in OTHER:
         yield _with(node, id=OTHER[node.id])
-    elif isinstance(node, ast.Attribute) and node.attr in OTHER:
+    elif isinstance(node, ast.Attribute) and node.attr in OTHER and isinstance(node.ctx, ast.Load):
         yield _with(node, attr=OTHER[node.attr])
     elif isinstance(node, ast.Slice):
         for name in ("lower", "upper"):

@@ -18,6 +18,7 @@ from fedlearn.algorithms.fednova import accumulated
 from fedlearn.batches import Shards
 from fedlearn.descend import descend
 from fedlearn.model import softmax_regression
+from fedlearn.partition.base import _top_up
 from fedlearn.partition.files import write_whole
 from fedlearn.privacy import adaptive_clip, dp_federate, noise_multiplier
 from fedlearn.privacy.accounting import calibrate
@@ -352,3 +353,66 @@ def test_a_default_is_what_its_documentation_says(function):
     plain = lambda v: v is None or isinstance(v, (bool, int, float))
     has = {p.name: p.default for p in given if p.default is not p.empty and plain(p.default)}
     assert has == DEFAULTS[function]
+
+
+@pytest.mark.parametrize("function", [f for f in DEFAULTS if "algorithms" in f.__module__])
+def test_every_method_says_what_its_clients_minimise(function):
+    """So that data are checked against the model before the first round."""
+    if function is accumulated:
+        return
+    task = softmax_regression(2, 2)
+    more = {"mu": 0.1} if function is algorithms.fedprox else {}
+    more |= {"n_total": 4} if function in (algorithms.scaffold, algorithms.feddyn) else {}
+    more |= {"alpha": 1.0} if function is algorithms.feddyn else {}
+    method = function(task, lr=0.1, **more)
+    assert method.task is task
+    assert algorithms.scheduled(lambda lr: method, lambda t: 0.1).task is task
+
+
+def test_chain_knows_its_stages_wherever_another_thing_stands():
+    for stages in ((object(), A.mean()), (A.mean(), object()), ("clip", A.mean()), (None,)):
+        with pytest.raises(ValueError, match=r"^chain: needs Rowwise stages, then exactly one"):
+            chain(*stages)
+
+
+def test_an_update_as_long_as_the_clip_counts_as_uncut():
+    """b_k = 1 if ||delta_k|| <= S: 5 is no longer than 5."""
+    task = softmax_regression(1, 2)
+    method = algorithms.fedavg(task, 0.1)
+
+    def client(message, shards, memory):
+        return {"delta": torch.tensor([[3.0, 4.0], [3.0, 4.1], [0.0, 4.9]])}, memory
+
+    adapted, _ = adaptive_clip(method._replace(client=client), z=0.0, expected=3, start=5.0)
+    message = adapted.message(adapted.init(torch.zeros(2)))
+    reply, _ = adapted.client(message, None, {})
+    assert reply["delta"][:, -1].tolist() == [0.5, -0.5, 0.5]
+    assert reply["delta"][0, :2].tolist() == pytest.approx([0.6, 0.8])
+
+
+@pytest.mark.parametrize("alpha", [0, -1.0, math.nan, math.inf, None])
+def test_a_concentration_is_refused_by_the_function_that_was_called(alpha):
+    y, rng = np.repeat(np.arange(3), 10), np.random.default_rng(0)
+    calls = {
+        "dirichlet_label": lambda: partition.dirichlet_label(y, 3, rng, alpha),
+        "dirichlet_client": lambda: partition.dirichlet_client(y, 3, rng, alpha),
+        "label_and_quantity": lambda: partition.label_and_quantity(y, 3, rng, alpha),
+        "quantity": lambda: partition.quantity(y, 3, rng, alpha),
+        "client_mixes": lambda: partition.client_mixes(3, 3, rng, alpha),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=f"^{name}: alpha must be > 0 and finite, got "):
+            call()
+    with pytest.raises(ValueError, match=r"^label_and_quantity: size_alpha must be > 0 and finite"):
+        partition.label_and_quantity(y, 3, rng, 1.0, size_alpha=alpha)
+
+
+def test_a_poor_client_is_topped_up_from_whoever_is_largest_then():
+    """20 and 12 give ten examples away, one by one: eight of the first, then one of each."""
+    owner = np.repeat([0, 1], [20, 12])
+    parts = _top_up(owner, 7, np.random.default_rng(0), 2)
+    assert [len(p) for p in parts] == [11, 11, 2, 2, 2, 2, 2]
+    assert parts.note == "5 of 7 clients topped up to 2"
+    assert sorted(np.concatenate(parts)) == list(range(32))
+    rich = _top_up(np.repeat([0, 1], [3, 2]), 2, np.random.default_rng(0), 2)
+    assert rich.note == "" and [len(p) for p in rich] == [3, 2]
