@@ -447,7 +447,7 @@ def _child(function: Any, arguments: list[Any], write: int) -> None:
     except BaseException:
         import traceback
 
-        with open(KEPT / "errors.log", "a") as log:
+        with (KEPT / "errors.log").open("a") as log:
             traceback.print_exc(file=log)
         code = 1
     finally:
@@ -485,7 +485,7 @@ class Reach:
             temporary = kept[new[i]].with_suffix(f".{os.getpid()}")
             with temporary.open("wb") as file:  # a cache of its own, in the system's folder
                 pickle.dump(found, file)
-            os.replace(temporary, kept[new[i]])
+            temporary.replace(kept[new[i]])
             print(f"  {new[i]}: {sum(found[1].values()):.0f} s", flush=True)
         for test_file, path in kept.items():
             own, took, failed, code = pickle.loads(path.read_bytes())

@@ -620,14 +620,15 @@ def plain(c: Case) -> Rounds:
         p = n / n.sum() if len(n) else n
         for r in replies:
             r["raw"] = r["delta"]
-        for r, k in zip(replies, ctx.answered):
-            r["delta"] = _on_client(r["delta"], s, t, int(k))
+        seen: dict[int, int] = {}
+        for r, k in zip(replies, map(int, ctx.answered)):
+            r["delta"] = _on_client(r["delta"], s, t, k, seen.get(k, 0))
+            seen[k] = seen.get(k, 0) + 1
         rows = np.array([r["delta"] for r in replies]).reshape(len(n), len(theta))
         delta = _combine(rows, p, n, s) if len(n) else 0 * theta
         private = s["rule"][0] == "private_mean" or s["noise"] is not None
         if s["noise"] is not None:
-            draw = numpy_rng(s["seed"], Use.NOISE, t).standard_normal(len(theta))
-            delta = delta + s["noise"] * draw
+            delta = delta + _normal(s, s["noise"], len(theta), Use.NOISE, t, 0)
         if s["rule"][0] == "secure" and not len(n):
             raise MustRefuse("nobody answers a secure sum")
         for r, k in zip(replies, ctx.answered):
@@ -699,16 +700,25 @@ def _client(w: World, theta, batches, lr, s, state, kept):  # type: ignore[no-un
 
 
 def _unit_way(tau: int, lr: float, beta: float, mu: float) -> float:
-    """How many eta a client moves if every gradient is 1: PyTorch's SGD on a number."""
-    u = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    sgd = torch.optim.SGD([u], lr=lr, momentum=beta)
-    for _ in range(tau):
-        u.grad = torch.ones_like(u) + mu * u.detach()
-        sgd.step()
-    return -u.item() / lr
+    """‖a‖₁: how many eta each of tau gradients of 1, alone, moves a number by PyTorch's SGD."""
+    way = 0.0
+    for i in range(tau):
+        u = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        sgd = torch.optim.SGD([u], lr=lr, momentum=beta)
+        for step in range(tau):
+            u.grad = (torch.ones_like(u) if step == i else torch.zeros_like(u)) + mu * u.detach()
+            sgd.step()
+        way += abs(u.item()) / lr
+    return way
 
 
-def _on_client(delta, s, t, k):  # type: ignore[no-untyped-def]
+def _normal(s, std, d, use, t, stage, *who):  # type: ignore[no-untyped-def]
+    """Noise of a path of its own: which use, round, stage, how much, and whose."""
+    bits = int(np.float64(std).view(np.uint64))
+    return std * numpy_rng(s["seed"], use, t, stage, bits, *who).standard_normal(d)
+
+
+def _on_client(delta, s, t, k, again):  # type: ignore[no-untyped-def]
     local = s["local"]
     if s["rule"][0] == "private_mean":
         local = ("clip", s["rule"][1])
@@ -719,8 +729,7 @@ def _on_client(delta, s, t, k):  # type: ignore[no-untyped-def]
         delta = np.zeros_like(delta)  # as clip says
     delta = delta * min(1.0, local[-1] / norm) if norm > 0 else delta
     if local[0] == "local_noise":
-        draw = numpy_rng(s["seed"], Use.LOCAL_NOISE, t, k).standard_normal(len(delta))
-        delta = delta + local[1] * draw
+        delta = delta + _normal(s, local[1], len(delta), Use.LOCAL_NOISE, t, 0, k, again)
     return delta
 
 
