@@ -802,10 +802,16 @@ def _bulyan(rows, f):  # type: ignore[no-untyped-def]
     return out
 
 
+def _middle(values, p):  # type: ignore[no-untyped-def]
+    """The values, from below, at which half of the weight is reached, and is exceeded."""
+    order = np.argsort(values)
+    below = np.cumsum(p[order]) / p.sum()
+    return [values[order][np.searchsorted(below, half)] for half in (0.5 - 1e-9, 0.5 + 1e-9)]
+
+
 def _weiszfeld(rows, p):  # type: ignore[no-untyped-def]
-    z = np.median(rows, 0)
-    far = np.sort(np.linalg.norm(rows - z, axis=1))
-    spread = far[(len(far) - 1) // 2]
+    z = np.array([np.mean(_middle(column, p)) for column in rows.T])
+    spread = _middle(np.linalg.norm(rows - z, axis=1), p)[0]
     if spread == 0:
         return z
     for _ in range(100):

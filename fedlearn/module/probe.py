@@ -78,7 +78,7 @@ class Runner:
         if not why:
             return
         calm = copied(_NAME, self.net).eval()
-        cure = "leave it out: scores must be a function of theta and x alone"
+        cure = "scores must be a function of theta and x alone, e.g. count outside of the module"
         if "draws random" in why:
             cure = "leave it out, or hand F.dropout training=self.training and call module.eval()"
         with contextlib.suppress(Exception):  # another in evaluation is not the one to tell
