@@ -406,15 +406,11 @@ def test_nothing_is_written_through_a_link_with_a_known_name(run, calls, tmp_pat
 # --- two terminals -------------------------------------------------------------------------------
 
 SLOW_UV = """\
-#!{python}
-import pathlib, sys, time
-seen = pathlib.Path({seen!r})
-with seen.open("a") as f:
-    f.write("begins\\n")
-time.sleep(1.0)
-with seen.open("a") as f:
-    f.write("ends\\n")
-"""
+#!/bin/sh
+echo begins >> '{seen}'
+sleep 1
+echo ends >> '{seen}'
+"""  # a shell's, for a path with a space in it is no interpreter
 
 
 @pytest.fixture
@@ -422,7 +418,7 @@ def slow_uv(run, tmp_path, monkeypatch):
     """A uv in PATH that takes a second and writes down when; the promise is not looked at."""
     seen = tmp_path / "seen"
     script = Path(program(tmp_path / "tools" / "uv"))
-    script.write_text(SLOW_UV.format(python=sys.executable, seen=str(seen)))
+    script.write_text(SLOW_UV.format(seen=seen))
     monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
     code = (
         "import importlib.util as u, sys\n"
