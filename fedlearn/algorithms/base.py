@@ -29,6 +29,8 @@ class Algorithm(NamedTuple):
         memory: theta0 (d,) -> what one client keeps between rounds.
         task: What the clients minimise: lets data be checked against the model before round 0.
         idle: As ``server``, for a round in which nobody answers and no noise is added: theta stays.
+        models: (state, memory {name: (N, ...)}) -> (N, d), the model that each client uses; None
+            where all use theta. Read with :func:`fedlearn.personal.models`.
     """
 
     init: Callable[[Tensor], State]
@@ -38,6 +40,7 @@ class Algorithm(NamedTuple):
     memory: Callable[[Tensor], Kept] = lambda theta0: {}
     task: Task | None = None
     idle: Callable[[State, Tensor, Reply, Tensor], State] = lambda state, *nothing: state
+    models: Callable[[State, Kept], Tensor] | None = None
 
 
 def theta_alone(state: State) -> Message:
