@@ -6,15 +6,18 @@ python run.py test    runs every check; `python run.py test unit browser` only t
                       the quick unit tests
 
 Both make `.venv` beside this file and install into it, the first time and whenever the pins
-changed; after that they need no network. Standard library only. Python 3.6 must be able to parse
-this file, so that an old Python prints the words below and no SyntaxError.
+changed; after that they need no network. With `--cpu` PyTorch comes without its GPU libraries, a
+tenth of the download on Linux. Standard library only. Python 3.6 must be able to parse this file,
+so that an old Python prints the words below and no SyntaxError.
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -36,10 +39,25 @@ if sys.version_info < (3, 11):  # noqa: UP036 (this is the check)
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-STAMP = VENV / "fedlearn-stamp.json"  # {"pins": hash, "extras": [...]}, or {"pins": INSTALLING}
+STAMP = VENV / "fedlearn-stamp.json"  # what read_stamp says
+LOCK = ROOT / ".venv.lock"  # held by who installs; the system lets go of it when that one ends
 INSTALLING = "installing"
+# What there may be in ours before it has a pyvenv.cfg. Where there is more, it is somebody's own.
+BEGINNING = [STAMP.name, "bin", "include", "lib", "lib64", "Scripts", "Include", "Lib"]
 # GB by the tool that installs. On Linux PyTorch brings the CUDA libraries; pip unpacks beside them.
 ROOM = {"uv": 7, "pip": 9} if sys.platform == "linux" else {"uv": 2, "pip": 3}
+CPU_ROOM = 3  # without them, by uv
+PROMISED = {  # by extra: what must be there after an install
+    "lab": ["fedlearn.panels", "jupyterlab", "ipykernel", "dp_accounting", "cryptography"],
+    "test": ["pytest", "xdist", "hypothesis", "nbclient", "playwright"],
+}
+# Of PIP_* and UV_* an install keeps where packages come from and how they are fetched. The others
+# decide what is installed and where to (PIP_USER, PIP_PREFIX, PIP_NO_DEPS, UV_REQUIRE_HASHES ...).
+KEPT = re.compile(
+    "INDEX|FIND_LINKS|HOST|CERT|TLS|PROXY|CACHE|TIMEOUT|RETR|KEYRING|AUTH|USERNAME|PASSWORD|NETRC|"
+    "CONFIG_FILE|NO_CONFIG|OFFLINE|CONCURRENT|LINK_MODE|PROGRESS|QUIET|VERBOSE|LOG|COLOR|NO_INPUT|"
+    "VERSION_CHECK|ROOT_USER_ACTION|TORCH_BACKEND|AWS|GOOGLE|AZURE"
+)
 
 CORES = ["-n", "logical", "--maxprocesses", "8", "--dist", "worksteal"]  # each holds PyTorch
 FEW = ["-n", "auto", "--maxprocesses", "4", "--maxschedchunk", "1"]  # each holds a browser
@@ -60,6 +78,10 @@ FAST = {  # for whoever is writing code
     "unit": [[*UNIT, "-m", "not alone and not slow", *CORES]],
 }
 
+NOT_OURS = {  # settings of the reader's Python that .venv's must not have
+    *("PYTHONHOME", "PYTHONPATH", "PYTHONIOENCODING", "PYTHONLEGACYWINDOWSSTDIO"),
+    *("PYTHONOPTIMIZE", "PYTHONINSPECT", "PYTHONWARNINGS", "PYTHONEXECUTABLE"),
+}
 SETTINGS = {  # JupyterLab asks nothing when it opens and looks nothing up
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}
 }
@@ -103,12 +125,92 @@ def stop(*lines: str) -> NoReturn:
 # --- .venv -------------------------------------------------------------------------------------
 
 
-def prepare(*extras: str) -> None:
-    """See that `.venv` has these extras; installs only when something changed."""
+def prepare(*wanted: str) -> None:
+    """See that `.venv` has these extras; installs only when something changed.
+
+    Among them may be "cpu": PyTorch without its GPU libraries. One installs at a time: a second
+    terminal waits for the first, and then finds all it needs.
+    """
+    cpu, extras = "cpu" in wanted, tuple(name for name in wanted if name != "cpu")
+    if cpu and sys.platform != "linux":
+        say("--cpu: on this system PyTorch comes without GPU libraries anyway.")
+        cpu = False
+    if not ready(extras, cpu):
+        with only_one():
+            if not ready(extras, cpu):
+                check_place()
+                install(extras, read_stamp(), cpu)
+    elif cpu and read_stamp()["cpu"] == "no":
+        say("--cpu: the other build could not be had, .venv has the default. Remove it to retry.")
+
+
+def ready(extras: tuple, cpu: bool) -> bool:
+    """Whether `.venv` has these extras, of these pins, and the build of PyTorch asked for."""
     stamp = read_stamp()
-    ready = stamp.get("pins") == pins() and set(extras) <= set(stamp["extras"])
-    if not (ready and runs("pass")):
-        install(extras, stamp)
+    same = stamp.get("pins") == pins() and set(extras) <= set(stamp["extras"])
+    return same and bool(stamp["cpu"] or not cpu) and runs("pass")
+
+
+@contextlib.contextmanager
+def only_one():
+    """Hold the lock, wait for it where another run.py has it. What we start holds it, too."""
+    handle = os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        told = False
+        while not locked(handle):
+            if not told:
+                say("Another run.py is installing into .venv: waiting for it. Ctrl-C gives up.")
+            told = True
+            time.sleep(0.3)
+        os.set_inheritable(handle, True)  # an installer whose run.py was killed writes on
+        yield
+    finally:
+        os.close(handle)
+
+
+def locked(handle: int) -> bool:
+    """Try to lock an open file; the system unlocks it when nobody has it open any more."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: on one's own risk, as before there was one
+        return True
+    return True
+
+
+def check_place() -> None:
+    """Stop where `.venv` is, or leads to, what we have not made and may not write into."""
+    folder = Path(os.path.realpath(VENV))  # it may be a link to a larger disk
+    leads = f" leads to {folder}, which" if VENV.is_symlink() else ""
+    cure = f"Rename it or remove it, and the same command again makes a new one: {VENV}"
+    if not os.path.lexists(VENV):
+        return
+    if not os.path.lexists(folder):
+        if not folder.parent.is_dir():
+            stop(f".venv{leads} is not there, nor the folder above it.", cure)
+    elif not folder.is_dir():
+        stop(f".venv{leads} is no folder.", cure)
+    elif not (folder / "pyvenv.cfg").is_file():
+        begun = BEGINNING if read_stamp() else []
+        if {name for name in os.listdir(folder) if name not in begun}:
+            stop(f".venv{leads} holds files that run.py has not made. Nothing was done.", cure)
+    elif not read_stamp() and not runs("pass"):
+        stop(
+            f".venv{leads} is an environment that run.py has not made, and its Python does not "
+            "start or is older than 3.11. Nothing was done.",
+            cure,
+        )
 
 
 def pins() -> str:
@@ -120,62 +222,173 @@ def pins() -> str:
 
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    decides = [settings["build-system"], settings["project"], constraints, str(ROOT)]
+    here = os.fsencode(ROOT).decode("utf-8", "backslashreplace")  # whatever the locale
+    decides = [settings["build-system"], settings["project"], constraints, here]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 def read_stamp() -> dict:
-    """What was installed last; {} where run.py has not yet begun to install."""
+    """What was installed last; {} where run.py has not yet begun to install.
+
+    {"pins": hash, or INSTALLING, "extras": [...], "cpu": True, False or "no" (asked for, but the
+    default build was all there was), "made": whether `.venv` is our own}
+    """
     try:
-        return json.loads(STAMP.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        stamp = json.loads(STAMP.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, IsADirectoryError):  # cut short by a power failure
+        stamp = None
+    except OSError:
         return {}
-    except ValueError:  # cut short by a power failure
-        return {"pins": INSTALLING}
+    stamp = stamp if isinstance(stamp, dict) else {}
+    pins, extras = stamp.get("pins"), stamp.get("extras", [])
+    if not (isinstance(pins, str) and isinstance(extras, list) and all_text(extras)):
+        pins, extras = INSTALLING, []
+    cpu, made = stamp.get("cpu", False), stamp.get("made", True)
+    return {
+        "pins": pins,
+        "extras": extras,
+        "cpu": cpu if cpu in (True, "no") else False,
+        "made": made is not False,
+    }
+
+
+def all_text(values: list) -> bool:
+    """Whether these are all text."""
+    return all(isinstance(v, str) for v in values)
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file in one step: it is the old one or the new one, never half of one.
+
+    Under a temporary name that nobody can foresee: a link there would be written through.
+    """
+    handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", str(path.parent))
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def write_stamp(stamp: dict) -> None:
-    """Replace the stamp in one step: it is the old one or the new one, never half of one."""
-    temporary = STAMP.with_suffix(".tmp")
-    temporary.write_text(json.dumps(stamp), encoding="utf-8")
-    os.replace(temporary, STAMP)
+    """Say what is in `.venv`, for the next call."""
+    replace(STAMP, json.dumps(stamp))
 
 
 def runs(code: str) -> bool:
     """Whether `.venv`'s Python starts (the one it was made from may be gone) and runs `code`."""
-    check = f"import sys; assert sys.version_info >= (3, 11); {code}"
+    check = f"import sys\nif sys.version_info < (3, 11): sys.exit(1)\n{code}"
     try:
-        return subprocess.run([PYTHON, "-c", check], capture_output=True).returncode == 0
+        command, quiet = [PYTHON, "-c", check], subprocess.DEVNULL
+        done = subprocess.run(command, stdin=quiet, capture_output=True, env=environment())
+        return done.returncode == 0
     except OSError:
         return False
 
 
-def install(extras: tuple, stamp: dict) -> None:
-    """Install into `.venv`, made anew where it is missing, broken or half full; stamp it last."""
-    uv = shutil.which("uv")
-    fresh = stamp.get("pins") == INSTALLING or not runs("pass" if uv else "import pip")
+def install(extras: tuple, stamp: dict, cpu: bool = False) -> None:
+    """Install into `.venv`, made anew where it is missing, broken or half full; stamp it last.
+
+    One that somebody else made is added to, and never emptied.
+    """
+    uv, half = shutil.which("uv"), stamp.get("pins") == INSTALLING
+    ours = stamp.get("made", not VENV.exists() or not any(VENV.iterdir()))
+    works = runs("pass" if uv else "import pip")
+    if not ours and not works:
+        stop(
+            f"{VENV} is an environment that run.py has not made, and it cannot be installed into.",
+            "Rename it or remove it, and the same command again makes a new one.",
+        )
+    fresh = ours and (half or not works)
+    cpu = cpu or stamp.get("cpu") in (True, "no")  # as it was asked for once
     if fresh:
-        make_venv(uv)
+        make_venv(uv, CPU_ROOM if cpu else ROOM["uv" if uv else "pip"])
     else:
         check_disk(1)
     target = f".[{','.join(extras)}]"
-    tool = [uv, "pip", "install", "--python", PYTHON] if uv else [PYTHON, "-m", "pip", "install"]
-    command = [str(word) for word in (*tool, "-c", "constraints.txt", "-e", target)]
     say(f"Installing {target} into {VENV}" + (" (some minutes the first time)" if fresh else ""))
-    write_stamp({"pins": INSTALLING})
-    code = call(command)
-    if code == 0:
-        settings = VENV / "share/jupyter/lab/settings"
-        settings.mkdir(parents=True, exist_ok=True)
-        (settings / "overrides.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
-        write_stamp({"pins": pins(), "extras": extras})
-        return
-    if not fresh:  # pip and uv fetch everything before they change anything
-        write_stamp(stamp or {"pins": "", "extras": []})
-    install_failed(command, code, kept=not fresh)
+    if not ours:
+        say("run.py has not made that environment: it is added to, nothing in it is deleted.")
+    new = {"pins": INSTALLING, "extras": [], "cpu": "no" if cpu else False, "made": ours}
+    write_stamp(new)
+    if cpu and install_cpu(target, uv, there=not fresh and stamp.get("cpu") is not True):
+        new["cpu"] = True
+    else:
+        kept = not (fresh or half)  # pip and uv fetch everything before they change anything
+        install_default(target, uv, stamp if kept else None, new, extras)
+    check_promise(extras)
+    settings = VENV / "share/jupyter/lab/settings"
+    settings.mkdir(parents=True, exist_ok=True)
+    replace(settings / "overrides.json", json.dumps(SETTINGS))
+    write_stamp({**new, "pins": pins(), "extras": list(extras)})
 
 
-def make_venv(uv: str | None) -> None:
+def install_default(
+    target: str, uv: str | None, before: dict | None, new: dict, extras: tuple
+) -> None:
+    """Install what PyPI has; where it fails stop, and keep the `.venv` that worked `before`."""
+    if new["cpu"]:
+        say("\nThe build of PyTorch without GPU libraries could not be had: no way to its index,")
+        say("or none for this computer; the reason is above. Going on with the default build.")
+        if before and before.get("pins") == pins() and set(extras) <= set(before["extras"]):
+            return  # it is there
+        check_disk(1 if before is not None else ROOM["uv" if uv else "pip"])
+    command = [*tool(uv), "-c", "constraints.txt", "-e", target]
+    code = call(command, installs=True)
+    if code and before is not None:
+        write_stamp(before or {**new, "pins": ""})
+    if code:
+        install_failed(command, code, kept=before is not None)
+    if before and before.get("cpu") is True:  # it had the small one, and may have it still
+        new["cpu"] = runs("import torch; sys.exit(bool(torch.version.cuda))") or "no"
+
+
+def tool(uv: str | None) -> list:
+    """The command that installs into `.venv`: uv's, or pip's."""
+    words = [uv, "pip", "install", "--python", PYTHON] if uv else [PYTHON, "-m", "pip", "install"]
+    return [str(word) for word in words]
+
+
+def install_cpu(target: str, uv: str | None, there: bool) -> bool:
+    """Install with the build of PyTorch that has no GPU libraries. Whether it could be had.
+
+    Only uv knows its index by name; where there is no uv, pip puts it into `.venv`. Where the other
+    build is `there`, it is replaced.
+    """
+    if uv is None:
+        if call([*tool(None), "uv>=0.7.14"], installs=True):
+            return False
+        uv = str(PYTHON.with_name("uv.exe" if os.name == "nt" else "uv"))
+    again = ["--reinstall-package", "torch", "--reinstall-package", "torchvision"] if there else []
+    words = ["--torch-backend", "cpu", *again, "-c", "constraints.txt", "-e", target]
+    try:
+        return call([*tool(uv), *words], installs=True) == 0
+    except OSError:  # that uv does not start
+        return False
+
+
+def check_promise(extras: tuple) -> None:
+    """Stop, without a stamp, unless `.venv` has what was to be installed: pip may say otherwise."""
+    names = ["torch", *(n for extra in extras for n in PROMISED.get(extra, []))]
+    code = "import importlib, sys, fedlearn\nfrom pathlib import Path\n"
+    code += "here, *names = sys.argv[1:]\n"
+    code += "for name in names: importlib.import_module(name)\n"
+    code += "file = Path(fedlearn.__file__).resolve()\n"
+    code += "if file.parent.parent != Path(here).resolve(): sys.exit('fedlearn is %s' % file)"
+    if call([str(PYTHON), "-P", "-c", code, str(ROOT), *names]):
+        stop(
+            f"the installer says that all went well, but {VENV} has not what was to be installed;",
+            "the reason is above. A setting may send packages elsewhere: see `pip config list`,",
+            "and `user`, `target` or `prefix` in pip's or uv's configuration. Without them, the",
+            "same command again installs.",
+        )
+
+
+def make_venv(uv: str | None, room: float) -> None:
     """An empty `.venv`; without pip where there is only uv to install with."""
     pip = importlib.util.find_spec("ensurepip") is not None
     if not (pip or uv):
@@ -183,12 +396,15 @@ def make_venv(uv: str | None) -> None:
             "this Python cannot make virtual environments, its module ensurepip is missing.",
             "On Debian and Ubuntu: sudo apt install python3-venv   (then the same again)",
         )
-    folder = VENV.resolve()  # it may be a link to a larger disk
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    check_disk(ROOM["uv" if uv else "pip"])
-    write_stamp({"pins": INSTALLING})
+    folder = Path(os.path.realpath(VENV))  # it may be a link to a larger disk
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():  # ours, or none: check_place and install saw to that
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    check_disk(room)
+    write_stamp({"pins": INSTALLING, "extras": []})
     python = getattr(sys, "_base_executable", sys.executable)  # ours may just have been in there
     if call([python, "-m", "venv", *([] if pip else ["--without-pip"]), str(folder)]):
         stop(
@@ -226,12 +442,16 @@ def install_failed(command: list, code: int, kept: bool) -> NoReturn:
     stop(*lines)
 
 
-def call(command: list, **changes: str) -> int:
+def call(command: list, installs: bool = False, **changes: str) -> int:
     """Run a command in the project's folder and return its exit code.
 
     Ctrl-C reaches the command as well as us, SIGTERM only us; either way it gets time to tidy up.
     """
-    child = subprocess.Popen(command, cwd=ROOT, env=environment(**changes))
+    env = environment(**changes)
+    if installs:
+        env = {k: v for k, v in env.items() if not k.startswith(("PIP_", "UV_")) or KEPT.search(k)}
+        env["PIP_USER"] = "0"  # above `user = true` in a configuration file
+    child = subprocess.Popen(command, cwd=ROOT, env=env, close_fds=False)
     try:
         return child.wait()
     except BaseException as reason:
@@ -246,7 +466,7 @@ def call(command: list, **changes: str) -> int:
 
 def environment(**changes: str) -> dict:
     """Our environment with `.venv` activated and the same text encoding everywhere."""
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "PYTHONPATH")}
+    env = {k: v for k, v in os.environ.items() if k not in NOT_OURS}
     path = str(PYTHON.parent) + os.pathsep + env.get("PATH", "")
     return {**env, "PATH": path, "VIRTUAL_ENV": str(VENV), "PYTHONUTF8": "1", **changes}
 
@@ -254,11 +474,11 @@ def environment(**changes: str) -> dict:
 # --- lab ---------------------------------------------------------------------------------------
 
 
-def lab(port: int | None, browser: bool) -> int:
+def lab(port: int | None, browser: bool, *cpu: str) -> int:
     """Open JupyterLab on the playground, for this computer only and with its token."""
     if port:
         check_port(port)
-    prepare("lab")
+    prepare("lab", *cpu)
     options = {
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.root_dir": ROOT / "notebooks",
@@ -301,9 +521,9 @@ def free_port() -> int:
 # --- test --------------------------------------------------------------------------------------
 
 
-def test(names: list, fast: bool = False) -> int:
+def test(names: list, fast: bool = False, *cpu: str) -> int:
     """Run the parts one after the other; a failing one does not keep the others from running."""
-    prepare("lab", "test")
+    prepare("lab", "test", *cpu)
     results, table, parts = [], [], FAST if fast else PARTS
     for name in names or parts:
         say(f"\n=== {name} ===")
@@ -378,6 +598,12 @@ def main(words: list | None = None) -> int:
     command.add_argument("parts", nargs="*", type=part_name, help=", ".join(PARTS))
     text = f"only what is done in two minutes: {', '.join(FAST)} without the slow tests"
     command.add_argument("--fast", action="store_true", help=text)
+    for command in commands.choices.values():
+        text = "install PyTorch without GPU libraries (Linux): a tenth of the download"
+        command.add_argument("--cpu", action="store_const", const=["cpu"], default=[], help=text)
+    for stream in (sys.stdout, sys.stderr):  # a console may not know the letters of our folder
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     given = parser.parse_args(words)
     if given.command == "test" and given.fast and not set(given.parts) <= set(FAST):
         left = ", ".join(sorted(set(given.parts) - set(FAST)))
@@ -385,8 +611,8 @@ def main(words: list | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if given.command == "lab":
-            return lab(given.port, not given.no_browser)
-        return test(given.parts, given.fast)
+            return lab(given.port, not given.no_browser, *given.cpu)
+        return test(given.parts, given.fast, *given.cpu)
     except KeyboardInterrupt:
         say("\nStopped.")
         return 130

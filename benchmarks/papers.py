@@ -22,7 +22,6 @@ import functools
 import itertools
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +45,7 @@ from fedlearn import (
     participation,
     partition,
 )
+from fedlearn.partition.files import write_whole
 from fedlearn.rng import Use, numpy_rng
 
 BAND = 1.35  # ours may take this many times the paper's rounds
@@ -55,7 +55,7 @@ BAND = 1.35  # ours may take this many times the paper's rounds
 
 
 class Store:
-    """Results by run, in a JSON-lines file: rewritten to a temporary name, then swapped."""
+    """Results by run, in a JSON-lines file: rewritten whole."""
 
     def __init__(self, path: Path):
         self.path, self.runs = path, {}
@@ -70,13 +70,7 @@ class Store:
         self.runs[repr(run)] = result
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"run": k, "result": v}) for k, v in self.runs.items()]
-        swap(self.path, "\n".join(lines) + "\n")
-
-
-def swap(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+        write_whole(self.path, ("\n".join(lines) + "\n").encode())
 
 
 # -- one run on MNIST -----------------------------------------------------------------------------
@@ -571,7 +565,7 @@ def main() -> None:
             print(f"\n{name}\n", *table(store), sep="\n")
     if not args.fast:
         target = Path(__file__).with_suffix(".md")
-        swap(target, filled(target.read_text(encoding="utf-8"), store))
+        write_whole(target, filled(target.read_text(encoding="utf-8"), store).encode())
 
 
 if __name__ == "__main__":

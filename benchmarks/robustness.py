@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +33,7 @@ from fedlearn import (
     partition,
 )
 from fedlearn.attacks import byzantine as attacks
+from fedlearn.partition.files import write_whole
 from fedlearn.rng import Use, numpy_rng
 from fedlearn.transform import Reduce, chain
 
@@ -122,9 +122,7 @@ def fill(path: Path, made: str) -> None:
     new = re.sub(
         r"(<!-- tables -->\n).*(<!-- /tables -->)", lambda m: m[1] + made + m[2], text, flags=re.S
     )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(new, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, new.encode())
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedlearn.partition.files import write_whole
 from fedlearn.privacy.secure_aggregation import STAGES, Sum, default_threshold, secure_sum
 
 CASES = [  # clients, numbers, dropped before their masked vector, target in seconds
@@ -85,9 +86,7 @@ def main() -> None:
         'other. "Of 4 d": bytes both ways over those of a plain float32 vector up.\n\n'
     )
     target = Path(__file__).with_suffix(".md")
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(head + "\n".join(table) + "\n")
-    os.replace(temporary, target)
+    write_whole(target, (head + "\n".join(table) + "\n").encode())
 
 
 if __name__ == "__main__":

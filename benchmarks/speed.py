@@ -35,6 +35,7 @@ from fedlearn import Recipe, Simulated, algorithms, data, federate, model, parti
 from fedlearn.asynchronous import asynchronous
 from fedlearn.fleet import fleet
 from fedlearn.participation import sample
+from fedlearn.partition.files import write_whole
 from fedlearn.rng import Use, numpy_rng
 
 LR, BATCH = 0.1, 10
@@ -286,9 +287,8 @@ def write(lines: list[str], extra: list[str]) -> None:
         "FedAvg, B = 10, E = 1.\n\n"
     )
     target = Path(__file__).with_suffix(".md")
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(head + "\n".join(lines) + "\n\n" + "\n\n".join(extra) + "\n")
-    os.replace(temporary, target)
+    text = head + "\n".join(lines) + "\n\n" + "\n\n".join(extra) + "\n"
+    write_whole(target, text.encode())
 
 
 if __name__ == "__main__":

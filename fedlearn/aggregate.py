@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .checks import RoundFailed, check, is_whole, number, positive, whole
-from .transform import Reduce
+from .task import weighted, wide
+from .transform import Reduce, reach
 
 
 def mean() -> Reduce:
@@ -30,7 +31,7 @@ def mean() -> Reduce:
 
     Reference: McMahan et al., 2017, Algorithm 1, with p_k = n_k / n.
     """
-    return Reduce("mean()", lambda delta, p: p @ delta)
+    return Reduce("mean()", lambda delta, p: weighted(p, delta), plain=True)
 
 
 def total(expected: float) -> Reduce:
@@ -48,7 +49,8 @@ def total(expected: float) -> Reduce:
     language models", §3, the estimator f_f.
     """
     positive("total", "expected", expected, 10)
-    return Reduce(f"total({expected:g})", lambda delta, p: delta.sum(0) / expected, 1 / expected)
+    rule = lambda delta, p: (wide(delta).sum(0) / expected).to(delta)
+    return Reduce(f"total({expected:g})", rule, 1 / expected)
 
 
 def clipped_mean(max_norm: float) -> Reduce:
@@ -56,7 +58,7 @@ def clipped_mean(max_norm: float) -> Reduce:
 
     Σ_k p_k delta_k min(1, S / ‖delta_k‖), with the weights p. f clients move it by at most S times
     their weight, wherever they point: a bound, but no breakdown point, as S bounds honest clients
-    too.
+    too. An update without a finite norm counts as 0, as behind :func:`~fedlearn.transform.clip`.
 
     Example:
         >>> rows = torch.tensor([[1.0, 0.0], [300.0, 400.0]])
@@ -69,8 +71,9 @@ def clipped_mean(max_norm: float) -> Reduce:
     positive("clipped_mean", "max_norm", max_norm, 1.0)
 
     def apply(delta: Tensor, p: Tensor) -> Tensor:
-        norm = delta.norm(dim=1).clamp(min=1e-12)
-        return (p * (max_norm / norm).clamp(max=1)) @ delta
+        sane = delta.isfinite().all(1)
+        rows = wide(delta[sane])
+        return weighted(p[sane] * reach(rows, max_norm)[:, 0], rows).to(delta)
 
     return Reduce(f"clipped_mean({max_norm})", apply)
 
@@ -159,8 +162,8 @@ def geometric_median(iterations: int = 100, tolerance: float = 1e-7) -> Reduce:
     """The point with the least weighted sum of distances, argmin_z Σ_k p_k ‖delta_k - z‖.
 
     Weiszfeld's steps, z <- Σ w_k delta_k / Σ w_k with w_k = p_k / max(‖delta_k - z‖, nu), from the
-    coordinate-wise median; nu is a millionth of the updates' spread. Breakdown point: 1/2 of the
-    weight p.
+    coordinate-wise median by weight; nu is a millionth of the updates' spread, the weighted median
+    of their distances from there. Breakdown point: 1/2 of the weight p. 0 where nobody has any.
 
     Args:
         iterations: At most so many steps, >= 1.
@@ -178,11 +181,16 @@ def geometric_median(iterations: int = 100, tolerance: float = 1e-7) -> Reduce:
     positive("geometric_median", "tolerance", tolerance, 1e-7)
 
     def apply(delta: Tensor, p: Tensor) -> Tensor:
-        sane = delta.isfinite().all(1)
-        delta, p = delta[sane], p[sane]  # inf and NaN have no place in a sum
-        z = _median(delta)
-        spread = (delta - z).norm(dim=1).median()
-        if spread == 0:  # half of the clients agree: theirs is the answer
+        sane = delta.isfinite().all(1) & (p > 0)
+        if not sane.any():
+            return torch.where(p[:, None] > 0, delta, 0).sum(0)  # NaN, or 0 where nobody counts
+        delta, p = _roomy(delta[sane]), p[sane]  # inf and NaN have no place in a sum
+        p = p.to(delta)
+        low, high = _weighted_middle(delta, p)
+        z = (low + high) / 2
+        distances = (delta - z).norm(dim=1, keepdim=True)
+        spread = _weighted_middle(distances, p)[0]
+        if spread == 0:  # half of the weight agrees: theirs is the answer
             return z
         for _ in range(iterations):
             w = p / (delta - z).norm(dim=1).clamp(min=1e-6 * spread)
@@ -228,8 +236,9 @@ def bulyan(f: int) -> Reduce:
 
 
 def _rule(name: str, apply: Callable[[Tensor, Tensor], Tensor]) -> Reduce:
-    """A rule that gives 0 where nobody answered."""
-    return Reduce(name, lambda delta, p: apply(delta, p) if len(delta) else delta.sum(0))
+    """A rule that gives 0 where nobody answered, worked out in 32 bits or more."""
+    some = lambda delta, p: apply(wide(delta), p).to(delta)
+    return Reduce(name, lambda delta, p: some(delta, p) if len(delta) else delta.sum(0))
 
 
 def _middle(delta: Tensor, cut: int) -> Tensor:
@@ -243,8 +252,24 @@ def _median(delta: Tensor) -> Tensor:
     return _middle(delta, (len(delta) - 1) // 2)
 
 
+def _weighted_middle(delta: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinate by coordinate the numbers with half of the weight on either side: (d,) twice."""
+    ordered, order = delta.sort(0)
+    below = p[order].cumsum(0) / p.sum()
+    low, high = (below < 0.5 - 1e-6).sum(0), (below <= 0.5 + 1e-6).sum(0)  # floats may miss 1/2
+    at = lambda i: ordered.gather(0, i.clamp(max=len(p) - 1)[None])[0]
+    return at(low), at(high)
+
+
+def _roomy(delta: Tensor) -> Tensor:
+    """The rows, in 64 bits if the square of a number among them leaves 32."""
+    large = delta.isfinite().all(1) & ~delta.square().sum(1).isfinite()
+    return delta.double() if large.any() else delta
+
+
 def _squared_distances(delta: Tensor) -> Tensor:
     """(K, K) ‖delta_k - delta_j‖², exact where a product of large numbers would cancel."""
+    delta = _roomy(delta)
     return torch.stack([(delta - row).square().sum(1) for row in delta])
 
 

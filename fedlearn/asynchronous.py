@@ -10,9 +10,10 @@ from torch import Tensor
 
 from .algorithms import Reply
 from .algorithms.base import nbytes
+from .attacks.byzantine import Byzantine
 from .checks import not_negative, whole
 from .history import Round
-from .loop import Evaluate, Place, Run
+from .loop import Clients, Evaluate, Place, Run
 from .rng import Use, hashed
 from .simulated import Simulated
 from .transform import Context
@@ -38,7 +39,7 @@ def polynomial(a: float = 0.5) -> Callable[[Tensor], Tensor]:
 
 
 def asynchronous(
-    clients: Simulated,
+    clients: Simulated | Byzantine,
     *,
     rounds: int,
     concurrency: int,
@@ -62,8 +63,9 @@ def asynchronous(
       (1 + s_k)^-a: a step towards what the client found, and not along what it did.
 
     Args:
-        clients: Made with ``fleet=...``: the clock. The method of their recipe must send theta
-            alone and remember nothing: fedavg, fedprox, fedopt.
+        clients: ``Simulated``, made with ``fleet=...``: the clock. The method of their recipe must
+            send theta alone and remember nothing: fedavg, fedprox, fedopt. ``Byzantine`` round them
+            attacks behind the buffer: attackers see the updates with which theirs are combined.
         rounds: Steps of the server.
         concurrency: Clients that train at the same time, 1 to N.
         buffer: Updates a step.
@@ -77,8 +79,8 @@ def asynchronous(
         ``metrics["staleness"]`` is the mean of s_k.
 
     Raises:
-        ValueError: At once, if a number is out of range, the clients have no fleet, or the method
-            sends or remembers more than theta.
+        ValueError: At once, if a number is out of range, the clients live elsewhere or have no
+            fleet, or the method sends or remembers more than theta.
         Diverged: From the iterator.
 
     Example:
@@ -99,10 +101,10 @@ def asynchronous(
     Differs from the paper: p_k are the recipe's weights, n_k over the buffer;
     ``Recipe(equal=True)`` is the papers' 1/K.
     """
-    _check(clients, concurrency, buffer)
+    honest = _check(clients, concurrency, buffer)
     nobody = np.zeros(0, int)
     call = lambda n, seed, t: Context(seed, t, nobody, nobody)
-    loop = lambda run: _loop(run, clients, concurrency, buffer, staleness, rebase)
+    loop = lambda run: _loop(run, honest, concurrency, buffer, staleness, rebase)
     recipe = clients.recipe
     run = Run("asynchronous", clients, recipe, call, rounds, evaluate, every, loop=loop)
     return run.begin(checkpoint, save_every, resume)
@@ -183,10 +185,11 @@ def _loop(
             came.append(air.land())
             if len(came) < buffer:  # somebody else starts at once; behind the last, after the step
                 air.launch(theta, t)
-        S = np.array([k for k, *_ in came])
-        ctx = Context(seed, t, S, S)
+        S, turns = np.array([k for k, *_ in came]), np.array([f[2] for _, f, _ in came])
+        ctx = Context(seed, t, S, S, turns=turns, secret=run.recipe.secret)
         reply: Reply = {name: torch.stack([r[name] for *_, r in came]) for name in came[0][2]}
-        ages = torch.tensor([t - f[1] for _, f, _ in came], dtype=theta.dtype)
+        reply = _struck(run.clients, reply, ctx)
+        ages = torch.tensor([t - f[1] for _, f, _ in came], dtype=reply["n"].dtype)
         if rebase:
             reply["delta"] = reply["delta"] + torch.stack([f[0] for _, f, _ in came]) - theta
         share = reply["n"] / reply["n"].sum()
@@ -199,8 +202,23 @@ def _loop(
         yield run.keep(ctx, {"theta": theta}, reply, p, state, staleness=float(ages.mean()))
 
 
-def _check(clients: Simulated, concurrency: int, buffer: int) -> None:
+def _struck(clients: Clients, reply: Reply, ctx: Context) -> Reply:
+    """The buffer as the server gets it: attackers inside come first."""
+    if not isinstance(clients, Byzantine):
+        return reply
+    return clients.strike(_struck(clients.clients, reply, ctx), ctx)
+
+
+def _check(clients: Clients, concurrency: int, buffer: int) -> Simulated:
+    """The clients that train, without the attackers round them."""
     name, recipe = "asynchronous", clients.recipe
+    while isinstance(clients, Byzantine):
+        clients = clients.clients
+    if not isinstance(clients, Simulated):
+        raise ValueError(
+            f"asynchronous: the clients must live in this process, on a simulated clock, got "
+            f"{type(clients).__name__}, e.g. Simulated(recipe, x, y, parts, fleet=fleet(N))"
+        )
     whole(name, "buffer", buffer)
     whole(name, "concurrency", concurrency, 1, clients.count, example=max(1, clients.count // 2))
     if clients.fleet is None:
@@ -215,3 +233,4 @@ def _check(clients: Simulated, concurrency: int, buffer: int) -> None:
             f"asynchronous: needs a method that sends theta alone and remembers nothing, got one "
             f"with {sorted(more | kept)}, e.g. fedavg(task, lr=0.1)"
         )
+    return clients

@@ -18,10 +18,10 @@ class Shards(NamedTuple):
 
     Attributes:
         x: (n, ...) every example, of all clients.
-        y: (n,).
+        y: (n, ...).
         index: (K, T, B) int64 rows of x and y.
-        mask: (K, T, B) 1.0 for an example, 0.0 for padding.
-        n: (K,) float32, examples each client holds.
+        mask: (K, T, B) 1.0 for an example, 0.0 for padding; float32, or float64 where theta is.
+        n: (K,) examples each client holds, in the same type: halves can't count them.
     """
 
     x: Tensor
@@ -31,7 +31,7 @@ class Shards(NamedTuple):
     n: Tensor
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Step by step: x (K, B, ...), y (K, B), mask (K, B)."""
+        """Step by step: x (K, B, ...), y (K, B, ...), mask (K, B)."""
         steps = self.index.transpose(0, 1).contiguous()  # (T, K, B): a step's batches lie together
         masks = self.mask.transpose(0, 1).contiguous()
         size = max(steps[:1].numel() * self.x[:1].numel(), 1)
@@ -39,7 +39,7 @@ class Shards(NamedTuple):
         for rows, mask in zip(steps.split(block), masks.split(block), strict=True):
             flat = rows.reshape(-1)
             x = self.x.index_select(0, flat).reshape(*rows.shape, *self.x.shape[1:])
-            y = self.y.index_select(0, flat).reshape(rows.shape)
+            y = self.y.index_select(0, flat).reshape(*rows.shape, *self.y.shape[1:])
             yield from zip(x.unbind(0), y.unbind(0), mask.unbind(0), strict=True)
 
 
@@ -65,7 +65,7 @@ def schedule(
         round: t; or (K,), if every client is in a round of its own.
         work: (K,) the fraction of its steps that each client does, rounded up; None for all.
 
-    Returns ``index`` (K, T, B) int64, ``mask`` (K, T, B) float32, ``n`` (K,) float32, where T is
+    Returns ``index`` (K, T, B) int64, ``mask`` (K, T, B) float32, ``n`` (K,) float64, where T is
     the number of steps of the largest client; shorter ones are padded with mask 0.
 
     Example:
@@ -79,7 +79,7 @@ def schedule(
     own = [parts[k] for k in clients]
     n = np.array([len(p) for p in own])
     largest = max(int(n.max()), 1)
-    B = min(batch or largest, largest)
+    B, epochs = int(min(batch or largest, largest)), int(epochs)  # NumPy's small ones overflow
     T1 = max(int((-(-n // B)).max()), 1)  # steps an epoch
     flat = np.concatenate(own)
     client = np.repeat(np.arange(len(own)), n)
@@ -99,5 +99,5 @@ def schedule(
         steps = np.cumsum(mask.any(-1), axis=1)
         done = steps <= np.maximum(np.ceil(np.asarray(work)[:, None] * steps[:, -1:]), 1)
         mask *= done[..., None]
-    index, n = index.reshape(shape), n.astype(np.float32)
+    index, n = index.reshape(shape), n.astype(np.float64)  # 2**24 + 1 is none of float32's
     return torch.from_numpy(index), torch.from_numpy(mask), torch.from_numpy(n)

@@ -6,6 +6,7 @@ tensors. It is read with ``weights_only``: nothing in it is executed.
 
 import hashlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .checks import check
 from .diagnostics import differences
+from .partition.files import place
 
 MAGIC = b"fedlearn run 1\n"
 PLAIN = (bool, int, float, str, type(None), dict, list, tuple)
@@ -44,12 +46,21 @@ def decode(content: bytes, path: str | Path, device: torch.device | str = "cpu")
 
 def claim(path: str | Path | None) -> Path:
     """The path for a checkpoint, refused early where it can't be written or is somebody's file."""
-    to = Path(str(path)).expanduser().resolve()  # also if the folder changes, or behind a link
-    ours = to.is_file() and to.read_bytes()[: len(MAGIC)] == MAGIC
-    rule = "a new file in a folder that exists, or a checkpoint of fedlearn"
-    ok = isinstance(path, (str, Path)) and (ours or (to.parent.is_dir() and not to.exists()))
+    named = isinstance(path, (str, Path)) and bool(str(path).strip())
+    to = Path(
+        os.path.realpath(place(str(path) if named else ".ckpt"))
+    )  # also if the folder changes
+    ours = to.is_file() and _head(to) == MAGIC and os.access(to, os.W_OK)
+    rule = "a new file in a folder that exists and is yours, or a checkpoint of fedlearn"
+    free = to.parent.is_dir() and os.access(to.parent, os.W_OK) and not os.path.lexists(to)
+    ok = named and (ours or free)
     check("checkpoint", "the path", path and str(path), ok, rule, "'run.ckpt'")
     return to
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC))
 
 
 def _check_plain(value: Any, where: str = "the run") -> None:

@@ -1,10 +1,14 @@
 """Local training of K clients at once."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .batches import Shards
-from .task import Task
+from .task import Task, wide
+
+Grad = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # as Task.grad
 
 
 def descend(
@@ -17,6 +21,7 @@ def descend(
     shift: Tensor | None = None,
     beta: float = 0.0,
     weight_decay: float = 0.0,
+    grad: Grad | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Local SGD of K clients from one theta, a step a minibatch, w = theta_k.
 
@@ -25,6 +30,7 @@ def descend(
 
     Most methods are this with a *correction*, which is affine in w: ``mu=mu`` is FedProx,
     ``shift=c - c_k`` SCAFFOLD, ``mu=alpha, shift=-h_k`` FedDyn. It costs one pass over (K, d).
+    What is no such correction takes the gradient's place: ``grad``, as in FedSAM and MOON.
 
     Args:
         task: What the clients minimise.
@@ -35,6 +41,9 @@ def descend(
         shift: (d,) or (K, d), added to every gradient.
         beta: Momentum; 0 for plain SGD, which is faster.
         weight_decay: Strength of the pull towards 0.
+        grad: Taken for grad L_k: w (K, d), x, y, mask -> gradients (K, d), objectives (K,), as
+            ``task.grad``, which is meant by None. Clients run under ``torch.no_grad``: what is
+            differentiated in it stands in a ``with torch.enable_grad():``.
 
     Returns ``theta_k`` (K, d); ``tau`` (K, 1), steps each client took (one without a batch left
     stands still); ``loss`` (K,), mean over those steps, without the correction.
@@ -50,13 +59,13 @@ def descend(
     """
     lr, mu, beta, weight_decay = map(float, (lr, mu, beta, weight_decay))  # not NumPy's 32 bits
     w = theta.expand(len(shards.n), -1).clone()
-    taken = (shards.mask.sum(-1) > 0).to(theta.dtype)  # (K, T)
-    total = torch.zeros(len(w), dtype=theta.dtype, device=theta.device)
+    taken = wide((shards.mask.sum(-1) > 0).to(theta.dtype))  # (K, T)
+    total = torch.zeros(len(w), dtype=taken.dtype, device=theta.device)
     pull, target = mu + weight_decay, None  # the correction is  pull w - target
     if mu or shift is not None:
         target = mu * theta - (0.0 if shift is None else shift)
     a, v = 1 - lr * pull, None
-    in_place = task.step if not beta and abs(a) > 0.01 else None
+    in_place = task.step if grad is None and not beta and abs(a) > 0.01 else None
     push = lr * target if in_place and target is not None else None
 
     for t, batch in enumerate(shards.batches()):
@@ -69,8 +78,8 @@ def descend(
                 w.mul_(1 - lr * pull * live)
                 if push is not None:
                     w.addcmul_(push.expand_as(w), live)
-        else:  # the same with g stored: momentum, a task with a gradient alone, a near 0
-            g, loss = task.grad(w, *batch)
+        else:  # the same with g stored: momentum, a gradient alone, a near 0
+            g, loss = (grad or task.grad)(w, *batch)
             total += loss
             if pull:
                 g = g + pull * live * w

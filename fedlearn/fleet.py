@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .checks import not_negative, positive, whole
+from .checks import check, not_negative, positive, whole
 from .rng import Use, numpy_rng
 
 
@@ -38,6 +38,19 @@ class Fleet(NamedTuple):
         """
         wire = sent / self.down[clients] + received / self.up[clients]
         return wire + examples * self.compute[clients]
+
+
+def check_fleet(name: str, fleet: Fleet, clients: int) -> None:
+    """ValueError unless there is a machine for each of N clients, its three numbers > 0, finite.
+
+    Example:
+        >>> check_fleet("Simulated", fleet(3), 3)
+    """
+    for what, speeds in zip(fleet._fields, map(np.asarray, fleet), strict=True):
+        good = speeds.shape == (clients,) and speeds.dtype.kind in "fiu"
+        good = good and bool((np.isfinite(speeds) & (speeds > 0)).all())
+        rule = f"({clients},) numbers > 0 and finite, one a client"
+        check(name, f"fleet.{what}", speeds, good, rule, f"fleet({clients})")
 
 
 def fleet(

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from .checks import check
-from .partition.files import write_whole
+from .partition.files import place, write_whole
 
 OWN = ("round", "bytes", "train_loss", "seconds")  # columns that no metric may be called
 RESERVED = (*OWN, "epsilon", "staleness")  # and what some runs add to the metrics themselves
@@ -27,7 +27,7 @@ class Round(NamedTuple):
         answered: (K,) numbers of the clients whose updates came back.
         deltas: (K, d) what the server received, delta_k = theta_k - theta.
         p: (K,) their weights n_k / n.
-        loss: Mean training loss over the clients' local steps; NaN if nobody answered.
+        loss: Mean training loss over the clients' local steps; NaN if nobody answered or tells it.
         sent: Bytes from the server to ONE client.
         received: Bytes from ONE client to the server: delta and what else the method needs.
         metrics: What ``evaluate`` returned; empty in a round that wasn't evaluated.
@@ -171,7 +171,7 @@ class History:
     def from_json(cls, source: str | Path) -> "History":
         """Of what :meth:`to_json` made: its text, or the path of the file."""
         text = str(source)
-        return cls(**json.loads(text if text[:1] == "{" else Path(source).read_text()))
+        return cls(**json.loads(text if text[:1] == "{" else place(source).read_text()))
 
     def to_csv(self, path: str | Path) -> Path:
         """The columns as CSV, a row a round; NaN is an empty cell."""
@@ -182,14 +182,16 @@ class History:
     @classmethod
     def from_csv(cls, path: str | Path) -> "History":
         """Of what :meth:`to_csv` wrote."""
-        names, *rows = csv.reader(io.StringIO(Path(path).read_bytes().decode(), newline=""))
+        names, *rows = csv.reader(io.StringIO(place(path).read_bytes().decode(), newline=""))
         number = lambda text: int(text) if text.lstrip("-").isdigit() else float(text or "nan")
         return cls({name: [number(row[i]) for row in rows] for i, name in enumerate(names)})
 
     def to_frame(self) -> Any:
         """The columns as a pandas DataFrame, where pandas is installed; ``History(frame)`` back."""
-        import pandas as pd
-
+        try:
+            import pandas as pd
+        except ImportError as e:
+            raise ImportError("to_frame: needs pandas, e.g. pip install pandas") from e
         return pd.DataFrame(self.columns)
 
 

@@ -17,8 +17,8 @@ from .algorithms.base import Message, Reply, State, nbytes, payload
 from .checks import RoundFailed, whole
 from .diagnostics import describe
 from .history import RESERVED, Diverged, History, Round
-from .participation import Call, uniform
-from .partition.files import put_aside, write_whole
+from .participation import Call, asked, uniform
+from .partition.files import place, put_aside, write_whole
 from .recipe import Memories, Recipe, no_reply
 from .transform import Context
 
@@ -27,7 +27,10 @@ Place = str | Path | None  # of a file
 
 
 class Clients(Protocol):
-    """Whoever answers a broadcast. Replies come back stacked, in the order of ``ctx.answered``."""
+    """Whoever answers a broadcast. Replies come back stacked, in the order of ``ctx.answered``.
+
+    Where some don't, ``reply["came"]`` holds the places in ``ctx.answered`` of those who do.
+    """
 
     recipe: Recipe
     count: int
@@ -51,12 +54,13 @@ class Account(NamedTuple):
 def loop(run: "Run") -> Iterator[Round]:
     """The federated loop. What it knows between two rounds is the run's: it may begin anew."""
     clients, recipe = run.clients, run.recipe
-    algorithm, pipeline, seed = recipe.algorithm, recipe.pipeline, recipe.seed
+    algorithm, pipeline = recipe.algorithm, recipe.pipeline
     for t in range(run.t, run.rounds):
         # fmt: off
-        ctx     = run.call(clients.count, seed, t)              # S_t is called; some or all answer
+        ctx     = run.cohort(t)                                 # S_t is called; some or all answer
         message = algorithm.message(run.state)                  # theta_t goes out
         reply, memory = clients.run(message, ctx, run.memory)   # Delta_k and n_k come back
+        ctx     = ctx.heard(reply)                              # of those who are heard
         p       = reply["n"] / reply["n"].sum()                 # p_k = n_k / sum_j n_j
         delta   = pipeline.combine(reply, p, ctx)               # sum_k p_k Delta_k, or another rule
         server  = algorithm.server if len(p) or pipeline.on_server else algorithm.idle
@@ -113,9 +117,16 @@ class Run:
         whole(self.name, "skip", self.skip, 0, example=3)
         theta, method = self.recipe.theta.detach().clone(), self.recipe.algorithm
         self.t, self.state = 0, method.init(theta.to(self.clients.device))
-        self.memory, self.history = self.clients.memory(), History(theta=theta)
+        self.memory, self.history = self.clients.memory(), History(theta=theta.clone())
+        rule = self.recipe.pipeline.reduce
+        if not rule.plain and rule.share is None:  # what it can't guard is refused before round 0
+            none = np.zeros(0, int)
+            nobody = Context(self.recipe.seed, 0, none, none)
+            reply, _ = no_reply(self.recipe, method.message(self.state), nobody)
+            self.recipe.pipeline.fits(reply)
         self._rounds: Iterator[Round] | None = None  # None: to begin anew from what the run is
         self._done: tuple[Round, State, Memories] | None = None  # computed, not yet written down
+        self._cohort: tuple[int, Context] | None = None  # the last round that called one
         self._path: Path | None = None
         self._save_every = 1
 
@@ -149,6 +160,13 @@ class Run:
         account = self.account
         return t >= self.rounds or (account is not None and account.spent(t + 1) > account.budget)
 
+    def cohort(self, t: int) -> Context:
+        """Whom round t calls; the same ones if it is begun again."""
+        if self._cohort is None or self._cohort[0] != t:
+            of = self.clients.count, self.recipe.seed, t
+            self._cohort = t, asked(self.call, of)
+        return self._cohort[1]._replace(secret=self.recipe.secret)
+
     def keep(
         self,
         ctx: Context,
@@ -171,7 +189,7 @@ class Run:
             metrics |= self.history.check(self.evaluate(theta.clone()), RESERVED)
         if self.account:
             metrics["epsilon"] = self.account.spent(t + 1)
-        loss = float(p @ reply["loss"]) / float(p.sum()) if heard else math.nan
+        loss = float(p @ reply["loss"].to(p)) / float(p.sum()) if heard else math.nan
         clock = float(reply["seconds"].max()) if heard and "seconds" in reply else math.nan
         who, delta, moved = ctx.answered, reply["delta"], (nbytes(message), payload(reply))
         r = Round(t, theta.clone(), who, delta, p, loss, *moved, metrics, ctx.called, clock)
@@ -194,7 +212,7 @@ class Run:
 
     def _give_up(self, why: RoundFailed) -> Round:
         """A round that failed is on the books as if nobody had answered; ``skip`` of them may."""
-        nobody = self.call(self.clients.count, self.recipe.seed, self.t).keep(np.zeros(0, int))
+        nobody = self.cohort(self.t).keep(np.zeros(0, int))
         message = self.recipe.algorithm.message(self.state)
         reply, _ = no_reply(self.recipe, message, nobody)
         state = self.recipe.algorithm.idle(self.state, reply["delta"], reply, reply["n"])
@@ -253,11 +271,11 @@ class Run:
         if isinstance(resume, Run):
             content, where = disk.encode(resume.value()), "of another run"
         else:
-            content, where = Path(resume).read_bytes(), str(resume)
+            content, where = place(resume).read_bytes(), str(resume)
         then = disk.decode(content, where, self.clients.device)
         disk.check_same(then["made"], self.made)
         self.t, self.state, self.memory = then["t"], then["state"], tuple(then["memory"])
-        self.history = History(**then["history"], theta=self.state["theta"])
+        self.history = History(**then["history"], theta=self.state["theta"].clone())
         return self
 
 

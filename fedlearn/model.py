@@ -1,7 +1,7 @@
 """The models of the course, with their gradients in closed form, and their evaluation.
 
 A model is a function of one parameter vector, f(theta, x) with theta in R^d: see :class:`Task`.
-:func:`from_module` makes one of any ``nn.Module``.
+:func:`from_module` makes one of any ``nn.Module``, :func:`to_module` gives it back.
 """
 
 import itertools
@@ -15,13 +15,14 @@ from torch import Tensor
 from .checks import is_whole
 from .data import check_labels
 from .diagnostics.measures import evaluator
-from .module import from_module
+from .module import from_module, to_module, without_batch_norm
 from .rng import Use, numpy_rng
-from .task import Loss, Task, cross_entropy, squared_error, views
+from .task import Loss, Task, binary_cross_entropy, cross_entropy, squared_error, views, wide
 
 __all__ = [
-    "Loss", "Task", "check_labels", "cross_entropy", "evaluator", "from_module", "mlp",
-    "softmax_regression", "squared_error", "views",
+    "Loss", "Task", "binary_cross_entropy", "check_labels", "cross_entropy", "evaluator",
+    "from_module", "mlp", "softmax_regression", "squared_error", "to_module", "views",
+    "without_batch_norm",
 ]  # fmt: skip
 
 
@@ -73,7 +74,8 @@ def mlp(*dims: int, seed: int = 0) -> Task:
 
     def backward(layers, x, y, mask, receive):  # type: ignore[no-untyped-def]
         """Hands receive(i, delta_i, h_{i-1}) each layer's factors of the gradient, last first."""
-        *hs, scores = forward(layers, x.flatten(2))
+        layers = [wide(v) for v in layers]  # half precision keeps numbers and adds none
+        *hs, scores = forward(layers, wide(x.flatten(2)))
         target = y.unsqueeze(-1)
         w = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-1)  # 1/n_k or 0
         scores -= scores.amax(-1, keepdim=True)  # softmax by hand: four times faster at C = 10
@@ -102,12 +104,17 @@ def mlp(*dims: int, seed: int = 0) -> Task:
         layers = views(theta, shapes)
 
         def apply(i: int, delta: Tensor, h: Tensor) -> None:
-            layers[2 * i].baddbmm_(delta.mT, h, alpha=-lr)
+            if theta.dtype == delta.dtype:
+                layers[2 * i].baddbmm_(delta.mT, h, alpha=-lr)
+            else:
+                layers[2 * i].sub_(delta.mT @ h, alpha=lr)
             layers[2 * i + 1].sub_(delta.sum(-2), alpha=lr)
 
         return backward(layers, x, y, mask, apply)
 
-    predict = lambda theta, x: forward(views(theta, shapes), x.flatten(1))[-1]
+    def predict(theta: Tensor, x: Tensor) -> Tensor:
+        return forward([wide(v) for v in views(theta, shapes)], wide(x.flatten(1)))[-1]
+
     return Task(_uniform(shapes, seed), predict, cross_entropy, grad, step)
 
 

@@ -1,4 +1,8 @@
-"""The server's optimisers as pure functions. Each raises ValueError for a number out of range."""
+"""The server's optimisers as pure functions. Each raises ValueError for a number out of range.
+
+What they keep is float32 or wider, whatever theta is: the square of a gradient is often none of
+float16's numbers.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks import below_one, positive
+from .task import wide
 
 
 class Optimizer(NamedTuple):
@@ -52,9 +57,9 @@ def momentum(lr: float, beta: float = 0.9) -> Optimizer:
 
     def step(g: Tensor, v: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         v = beta * v + g
-        return theta - lr * v, v
+        return (theta - lr * v).to(theta), v
 
-    return Optimizer(torch.zeros_like, step)
+    return Optimizer(lambda theta: torch.zeros_like(wide(theta)), step)
 
 
 Second = Callable[[Tensor, Tensor], Tensor]  # v (d,), g² (d,) -> v (d,)
@@ -67,11 +72,12 @@ def _adaptive(name: str, lr: float, beta1: float, tau: float, second: Second) ->
     positive(name, "tau", tau, 0.001)
 
     def init(theta: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(theta), torch.full_like(theta, tau**2)
+        return torch.zeros_like(wide(theta)), torch.full_like(wide(theta), tau**2)
 
     def step(g: Tensor, s: tuple[Tensor, Tensor], theta: Tensor) -> tuple[Tensor, Any]:
+        g = wide(g)
         m, v = beta1 * s[0] + (1 - beta1) * g, second(s[1], g * g)
-        return theta - lr * m / (v.sqrt() + tau), (m, v)
+        return (theta - lr * m / (v.sqrt() + tau)).to(theta), (m, v)
 
     return Optimizer(init, step)
 

@@ -18,6 +18,34 @@ from .transform import Context
 Call = Callable[[int, int, int], Context]  # N clients, seed, round t -> who, and how much
 
 
+def asked(call: Call, of: tuple[int, int, int]) -> Context:
+    """Whom a call calls of (N, seed, t), if it is of that round and names clients of 0..N-1.
+
+    ValueError otherwise: a call that said round 0 for ever would repeat the noise every round.
+
+    Example:
+        >>> asked(lambda n, seed, t: uniform(3)(n, seed, 0), (10, 0, 7))
+        Traceback (most recent call last):
+        ...
+        ValueError: cohort: seed and round must be those of the call, (0, 7), got (0, 0), e.g. ...
+    """
+    (n, seed, t), ctx, example = of, call(*of), "Context(seed, t, S, S)"
+    known, kind = isinstance(ctx, Context), type(ctx).__name__
+    check("cohort", "what it returns", kind, known, "a Context", example)
+    got, rule = (ctx.seed, ctx.round), f"those of the call, {(seed, t)}"
+    check("cohort", "seed and round", got, got == (seed, t), rule, example)
+    for name, S in {"called": ctx.called, "answered": ctx.answered}.items():
+        ok = isinstance(S, np.ndarray) and S.ndim == 1 and S.dtype.kind == "i"
+        ok = ok and bool(((S >= 0) & (S < n)).all())
+        check("cohort", name, S, ok, f"an array of client numbers 0..{n - 1}", "np.array([0, 1])")
+    some = bool(np.isin(ctx.answered, ctx.called).all())
+    check("cohort", "answered", ctx.answered, some, "among those called", "ctx.keep(there)")
+    w, K = ctx.work, len(ctx.answered)
+    ok = w is None or (np.shape(w) == (K,) and bool(((w >= 0) & (w <= 1)).all()))
+    check("cohort", "work", w, ok, f"None, or {K} numbers from 0 to 1", "np.ones(K)")
+    return ctx
+
+
 def sample(n: int, k: int, seed: int, t: int) -> np.ndarray:
     """S_t (k,): k of n clients, uniformly, without replacement, ascending: from (seed, t) alone.
 
@@ -70,7 +98,7 @@ def weighted(k: int, weight: Sequence[float], *, replace: bool = False) -> Call:
     "On the convergence of FedAvg on non-IID data", Scheme I.
     """
     whole("weighted", "k", k)
-    w = np.asarray(weight)
+    w = np.array(weight)
     good = w.dtype.kind in "iufb" and w.ndim == 1 and np.isfinite(w).all() and (w >= 0).all()
     good = good and w.sum() > 0 and (replace or k <= np.count_nonzero(w))
     rule = "N finite numbers >= 0, at least k of them > 0"
@@ -197,7 +225,7 @@ def _happens(name: str, p: np.ndarray, n: int, seed: int, use: Use, t: int) -> n
 
 def _chances(name: str, argument: str, values: Any) -> np.ndarray:
     """One probability, or one a client, as floats; no text."""
-    p = np.asarray(values)
+    p = np.array(values)
     kind = p.dtype.kind in ("iufb" if p.ndim else "iuf")  # a mask is 0 and 1
     ok = kind and p.ndim < 2 and bool(((p >= 0) & (p <= 1)).all())
     check(name, argument, values, ok, "one probability, or one a client", 0.3)

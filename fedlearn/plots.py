@@ -15,6 +15,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from .checks import check
 from .history import History
 
 # The one palette, of lessons, live panels and their style sheet. Okabe and Ito's yellow can't be
@@ -85,6 +86,8 @@ def curves(
         >>> line.get_label()
         'E = 1'
     """
+    good = isinstance(histories, Mapping) and len(histories) > 0
+    check("curves", "histories", histories, good, "label -> History, at least one", "{'run': h}")
     names = {
         "round": "round",
         "bytes": "MB sent by all clients and the server",
@@ -117,7 +120,14 @@ def holdings(ax: Axes, counts: np.ndarray, *, names: Sequence[str] | None = None
         >>> len(holdings(Figure().add_subplot(), np.array([[3, 0], [1, 2]])))
         3
     """
+    counts = np.asarray(counts)
+    good = counts.ndim == 2 and counts.size > 0 and counts.dtype.kind in "iu"
+    good = good and bool((counts >= 0).all())
+    rule = "(N, C) whole numbers >= 0"
+    check("holdings", "counts", counts, good, rule, "partition.counts(y, parts)")
     N, C = counts.shape
+    fits = names is None or len(names) == C
+    check("holdings", "names", names, fits, f"{C} names, one a label", "['cat', 'dog']")
     image = ax.imshow(counts, aspect="auto", cmap="Blues", vmin=0, interpolation="nearest")
     artists: list[Any] = [image]
     for k, size in enumerate(counts.sum(1)):
@@ -156,9 +166,16 @@ def contours(
         >>> len(c.levels) > 3
         True
     """
+    good = len(span) == 4 and all(np.isfinite(span)) and span[0] < span[1] and span[2] < span[3]
+    rule = "finite: theta_1 from and to, theta_2 from and to"
+    check("contours", "span", span, good, rule, "(-2, 2, -1, 3)")
     a, b = np.meshgrid(np.linspace(*span[:2], 120), np.linspace(*span[2:], 120))
     look: Any = {"colors": color, "linestyles": [linestyle], "linewidths": 1, "alpha": 0.7}
-    out = ax.contour(a, b, f(a, b), levels=levels, **look)
+    values = np.asarray(f(a, b))
+    good = values.shape == a.shape and bool(np.isfinite(values).any())
+    rule = f"values of shape {a.shape}, not all NaN, for parameters of that shape"
+    check("contours", "f(a, b)", values.shape, good, rule, "lambda a, b: a**2 + b**2")
+    out = ax.contour(a, b, values, levels=levels, **look)
     ax.set(xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", aspect="equal")
     return out
 
@@ -178,7 +195,14 @@ def digit(ax: Axes, x: Any, shape: Sequence[int], title: str = "") -> Any:
         >>> image.get_array().shape
         (8, 8)
     """
-    picture = np.asarray(x).reshape(shape)
+    picture, shape = np.asarray(x), tuple(shape)
+    fits = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3, 4))
+    fits = fits and picture.size == int(np.prod(shape))
+    rule = f"(h, w) or (3, h, w) of {picture.size} numbers"
+    check("digit", "shape", shape, fits, rule, "digits.shape")
+    finite = picture.dtype.kind in "biuf" and bool(np.isfinite(picture).all())
+    check("digit", "x", picture, finite, "finite real numbers", "digits.x[0]")
+    picture = picture.reshape(shape)
     if picture.ndim == 3:
         picture = picture.transpose(1, 2, 0)
     image = ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")

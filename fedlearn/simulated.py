@@ -1,6 +1,6 @@
 """Clients that live in this process, and the reference with all data in one place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +10,13 @@ from torch import Tensor
 from .algorithms import Message, Reply
 from .algorithms.base import nbytes, payload
 from .checks import check, whole
-from .data import check_population
-from .fleet import Fleet
+from .data import check_population, like
+from .fleet import Fleet, check_fleet
 from .recipe import Memories, Recipe, client_step, shards_of
 from .transform import Context
 
 _CACHE = 1_000_000  # parameters of a chunk: 4 MB, about one core's share of the cache
+_PADDED = 100_000_000  # numbers that a chunk lays out, padding and all: 400 MB
 
 
 class Simulated:
@@ -23,17 +24,20 @@ class Simulated:
 
     Args:
         recipe: The run's recipe.
-        x: (n, ...) every client's examples.
-        y: (n,) their labels or targets.
-        parts: Rows of x and y each client holds, e.g. from :mod:`fedlearn.partition`.
+        x: (n, ...) every client's examples; tensors, arrays, DataFrames are copied, in the type of
+            the parameters.
+        y: (n, ...) what the loss compares with the scores: classes, targets, one or more each.
+        parts: Rows of x and y each client holds, e.g. from :mod:`fedlearn.partition`, or a dict
+            {client: rows}, whose keys become ``names``.
         chunk: Clients trained at once; None picks a number whose parameters stay in the cache. It
             changes nothing but speed, beyond float rounding.
         device: ``"cpu"`` or ``"cuda"``: where all of the run happens.
         fleet: The clients' machines; then every reply says how many ``seconds`` it took.
 
     Raises:
-        ValueError: If x and y differ in length, x holds inf or NaN, a client is empty or holds rows
-            that don't exist, a label lies outside the model's classes, or the model can't take x.
+        ValueError: If x and y differ in length, hold inf or NaN, a client is empty or holds rows
+            that don't exist, a label lies outside the model's classes, the model can't take x, or
+            the loss doesn't give one number for each y.
 
     Example:
         >>> from fedlearn import algorithms, model
@@ -51,19 +55,21 @@ class Simulated:
         recipe: Recipe,
         x: Tensor,
         y: Tensor,
-        parts: Sequence[np.ndarray],
+        parts: Sequence[np.ndarray] | Mapping[str, np.ndarray],
         *,
         chunk: int | None = None,
         device: str | torch.device = "cpu",
         fleet: Fleet | None = None,
     ):
-        check_population("Simulated", recipe.algorithm.task, x, y, parts)
+        own = check_population("Simulated", recipe.algorithm.task, x, y, parts, recipe.theta)
         if chunk is not None:
             whole("Simulated", "chunk", chunk)
-        self.recipe, self.count, self.fleet = recipe, len(parts), fleet
-        self.parts = [np.asarray(rows) for rows in parts]
-        self.device = torch.device(device)
-        self.x, self.y = x.to(self.device), y.to(self.device)
+        if fleet is not None:
+            check_fleet("Simulated", fleet, len(own.parts))
+        self.recipe, self.count, self.fleet = recipe, len(own.parts), fleet
+        self.parts, self.names, self.device = own.parts, own.names, torch.device(device)
+        theta = recipe.theta.to(self.device)
+        self.x, self.y = like(own.x, theta, copy=True), like(own.y, theta, copy=True)
         self.chunk = chunk or min(100, max(1, _CACHE // recipe.theta.numel()))
 
     def memory(self) -> Memories:
@@ -81,15 +87,26 @@ class Simulated:
         once = not any(memory) or len(np.unique(who)) == len(who)
         rule = "without a client twice, for they remember something: draw without replacement"
         check("Simulated", "the cohort", who, once, rule, "weighted(k, sizes, replace=False)")
-        if len(who) <= self.chunk:
+        n = np.array([len(self.parts[k]) for k in who], np.int64)
+        order = np.argsort(n, kind="stable")  # clients of like sizes together: little is padded
+        cuts = np.split(order, range(self.chunk, len(order), self.chunk))
+        if len(cuts) == 1 and len(self._pieces(order, n)) == 1:
             return self._train(message, ctx, memory)
-        order = np.argsort([len(self.parts[k]) for k in who], kind="stable")
-        cuts = np.split(order, range(self.chunk, len(order), self.chunk))  # like sizes: no padding
+        cuts = [piece for cut in cuts for piece in self._pieces(cut, n)]
         done = [self._train(message, ctx.keep(at), memory) for at in cuts]
         back = torch.from_numpy(np.argsort(order)).to(self.device)
         join = lambda some: {k: torch.cat([r[k] for r in some])[back] for k in some[0]}
         replies, kept = zip(*done)
         return join(replies), tuple(join(own) for own in zip(*kept))
+
+    def _pieces(self, cut: np.ndarray, n: np.ndarray) -> list[np.ndarray]:
+        """A chunk, smallest client first; in pieces if a large one would pad the others beyond."""
+        largest = int(n[cut[-1]]) if len(cut) else 0
+        B = min(self.recipe.batch or largest, largest)
+        one = B * self.x[0].numel() + 8 * self.recipe.epochs * largest  # numbers that it lays out
+        if len(cut) < 2 or one * len(cut) <= _PADDED:
+            return [cut]
+        return [piece for half in np.array_split(cut, 2) for piece in self._pieces(half, n)]
 
     def _train(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
         rows = torch.from_numpy(ctx.answered).to(self.device)
@@ -115,7 +132,7 @@ def centralised(
     Args:
         recipe: The federated run's recipe.
         x: (n, ...).
-        y: (n,).
+        y: (n, ...).
         n_clients: N of the federated run.
         device: As for :class:`Simulated`.
 
@@ -134,5 +151,5 @@ def centralised(
         (640, 1)
     """
     whole("centralised", "n_clients", n_clients, example=20)
-    pooled = replace(recipe, batch=recipe.batch and min(recipe.batch * n_clients, len(y)))
+    pooled = replace(recipe, batch=recipe.batch and min(recipe.batch * int(n_clients), len(y)))
     return Simulated(pooled, x, y, [np.arange(len(y))], device=device)

@@ -7,6 +7,7 @@ A stage acts on the matrix of updates, a row per client. It is one of
     After      (d,)   -> (d,)     runs on the server
 """
 
+import secrets
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import not_negative, positive
+from .checks import check, not_negative, positive
 from .rng import Use, numpy_rng
+from .task import wide
 
 Memory = dict[str, Tensor]  # what one client keeps between rounds; stacked: (K, ...)
-NOT_SENT = {"n", "loss", "seconds"}  # of a reply: known to the server, or kept for the plot
+NOT_SENT = {"n", "loss", "seconds", "came"}  # of a reply: known to the server, or for the books
 
 
 class Context(NamedTuple):
@@ -33,6 +35,10 @@ class Context(NamedTuple):
         work: (R,) the fraction of its local steps that each of them does; None for all of them.
         turns: (R,) the number that each one's shuffle depends on where clients have no common
             round, as in an asynchronous run; None for the round t.
+        secret: Whether noise comes from the operating system; else it is a function of the seed.
+        stage: Stages of noise before the one that runs, on the clients or on the server.
+        again: (R,) how often each one stands before itself in the cohort, if ``answered`` is a part
+            of it; None to count them there.
     """
 
     seed: int
@@ -41,11 +47,72 @@ class Context(NamedTuple):
     answered: np.ndarray
     work: np.ndarray | None = None
     turns: np.ndarray | None = None
+    secret: bool = False
+    stage: int = 0
+    again: np.ndarray | None = None
 
     def keep(self, some: np.ndarray) -> "Context":
         """The same round with the rows at ``some`` alone: a mask (R,), or places in 0..R-1."""
         work, turns = (v if v is None else v[some] for v in (self.work, self.turns))
-        return self._replace(answered=self.answered[some], work=work, turns=turns)
+        who, again = self.answered[some], self.earlier()[some]
+        return self._replace(answered=who, work=work, turns=turns, again=again)
+
+    def earlier(self) -> np.ndarray:
+        """(R,) how often each one stands before itself in the cohort: 0 unless drawn twice."""
+        if self.again is not None:
+            return self.again
+        order = np.argsort(self.answered, kind="stable")
+        ranks, ordered = np.empty_like(order), self.answered[order]
+        ranks[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+        return ranks
+
+    def heard(self, reply: dict[str, Tensor]) -> "Context":
+        """The round of those whose rows came back: all, or those at the places ``reply["came"]``.
+
+        ValueError unless there is a row for each, with n > 0.
+        """
+        ctx = self.keep(reply["came"].numpy()) if "came" in reply else self
+        check_rows("clients.run", reply, len(ctx.answered), "loss", "n")
+        n = reply["n"]
+        good = bool(((n > 0) & n.isfinite()).all())
+        check("clients.run", "reply['n']", n.tolist(), good, "> 0 and finite", "shards.n")
+        return ctx
+
+    def noise(self, use: Use, std: float, like: Tensor) -> Tensor:
+        """N(0, std²) in the shape of ``like``: (d,), or (R, d) with each client's row its own.
+
+        No two draws of a run have the same path: seed, use, round, stage and the bits of std, with
+        the client, its ``again`` and its turn. So neither two stages nor two runs with different
+        noise share numbers. If ``secret``, every draw is seeded by the operating system instead.
+        """
+        turns = () if self.turns is None else (self.turns,)
+        rows = zip(self.answered, self.earlier(), *turns) if like.dim() > 1 else [()]
+        bits = int(np.float64(std).view(np.uint64))
+        path = (use, self.round, self.stage, bits)
+        new = lambda: np.random.default_rng(secrets.randbits(256))
+        rngs = [new() if self.secret else numpy_rng(self.seed, *path, *row) for row in rows]
+        draws = [rng.standard_normal(like.shape[-1]) for rng in rngs]
+        return float(std) * torch.from_numpy(np.reshape(draws, like.shape)).to(like)
+
+
+def check_rows(name: str, reply: dict[str, Tensor], K: int, *numbers: str) -> None:
+    """Raise the ``ValueError`` of ``name`` unless all of a reply has a row for each of K clients.
+
+    Of ``delta`` (K, d), and of ``numbers`` (K,): one vector for all would broadcast without a word.
+
+    Example:
+        >>> check_rows("my_method", {"delta": torch.zeros(5)}, 2)
+        Traceback (most recent call last):
+        ...
+        ValueError: my_method: reply['delta'] must be (K, d), a row for each of K = 2, got (5,), ...
+    """
+    look = lambda v: tuple(v.shape) if isinstance(v, Tensor) else (type(v).__name__,)
+    got = {k: look(v) for k, v in reply.items()}
+    want = dict.fromkeys(got, "(K, ...)") | dict.fromkeys(numbers, "(K,)") | {"delta": "(K, d)"}
+    for k, like in want.items():
+        has = got.get(k, ("missing",))
+        ok = has[:1] == (K,) and (like == "(K, ...)" or len(has) == len(like.split()))
+        check(name, f"reply[{k!r}]", has, ok, f"{like}, a row for each of K = {K}", like)
 
 
 class Rowwise(NamedTuple):
@@ -57,6 +124,8 @@ class Rowwise(NamedTuple):
         memory: theta (d,) -> what one client keeps between rounds.
         private: Whether it exists to hide the update from the server.
         bound: The norm that no row exceeds behind it; None if it sets none.
+        plain: Whether the weighted mean behind it is that of the rows before it, up to rounding.
+        std: Of the Gaussian noise that it adds to every number.
     """
 
     name: str
@@ -64,6 +133,8 @@ class Rowwise(NamedTuple):
     memory: Callable[[Tensor], Memory] = lambda theta: {}
     private: bool = False
     bound: float | None = None
+    plain: bool = False
+    std: float = 0.0
 
 
 class Reduce(NamedTuple):
@@ -74,11 +145,14 @@ class Reduce(NamedTuple):
         apply: (rows (K, d), p (K,)) -> (d,).
         share: How far one row of norm 1 more or less moves the result, whoever else takes part;
             None where there is no such share: in a mean it depends on the others.
+        plain: Whether it is the weighted mean Σ_k p_k delta_k, up to rounding, as what a method
+            sends beside ``delta`` is combined.
     """
 
     name: str
     apply: Callable[[Tensor, Tensor], Tensor]
     share: float | None = None
+    plain: bool = False
 
 
 class After(NamedTuple):
@@ -88,11 +162,13 @@ class After(NamedTuple):
         name: Shown in errors and pictures.
         apply: ((d,), ctx) -> (d,).
         std: Of the Gaussian noise that it adds to every number.
+        plain: Whether it leaves the mean what it is, up to rounding.
     """
 
     name: str
     apply: Callable[[Tensor, Context], Tensor]
     std: float = 0.0
+    plain: bool = False
 
 
 class Pipeline(NamedTuple):
@@ -102,6 +178,12 @@ class Pipeline(NamedTuple):
     reduce: Reduce
     on_server: tuple[After, ...]
 
+    @property
+    def bent(self) -> list[str]:
+        """Names of the stages that make something else than the weighted mean of the updates."""
+        stages: list[Rowwise | Reduce | After] = [*self.on_client, self.reduce, *self.on_server]
+        return [s.name for s in stages if not s.plain]
+
     def memory(self, theta: Tensor) -> tuple[Memory, ...]:
         """What a client keeps before its first round, for each of its stages."""
         return tuple(s.memory(theta) for s in self.on_client)
@@ -110,28 +192,43 @@ class Pipeline(NamedTuple):
         self, delta: Tensor, n: Tensor, memory: Sequence[Memory], ctx: Context
     ) -> tuple[Tensor, tuple[Memory, ...]]:
         """Run the client's stages on rows (R, d). -> rows (R, d), what each stage keeps."""
-        kept = []
-        for stage, own in zip(self.on_client, memory or [{}] * len(self.on_client), strict=True):
-            delta, own = stage.apply(delta, n, own, ctx)
+        kept, memory = [], memory or [{}] * len(self.on_client)
+        for stage, own, i in zip(self.on_client, memory, _noises(self.on_client), strict=True):
+            delta, own = stage.apply(delta, n, own, ctx._replace(stage=i))
             kept.append(own)
         return delta, tuple(kept)
 
-    def combine(self, reply: dict[str, Tensor], p: Tensor, ctx: Context) -> Tensor:
-        """Run the server's stages: sum_k p_k delta_k or another rule (d,); 0 where nobody answered.
-
-        ValueError if a stage hides ``delta`` while the method sends more in the clear.
-        """
+    def fits(self, reply: dict[str, Tensor]) -> None:
+        """ValueError if the method sends more than the ``delta`` that a stage hides or guards."""
         hidden = [s.name for s in self.on_client if s.private]
         bare = sorted(set(reply) - {"delta"} - NOT_SENT)
-        if hidden and bare:
+        if bare and hidden:
             raise ValueError(
                 f"{' and '.join(hidden)} protects only 'delta', but this method also sends {bare} "
                 f"in the clear; use a method that sends delta alone, e.g. fedavg"
             )
+        if bare and not self.reduce.plain:
+            raise ValueError(
+                f"{self.reduce.name} combines only 'delta', but this method also sends {bare}, of "
+                f"which its server takes the weighted mean: one client may move that anywhere; use "
+                f"a method that sends delta alone, e.g. fedavg, or the rule mean()"
+            )
+
+    def combine(self, reply: dict[str, Tensor], p: Tensor, ctx: Context) -> Tensor:
+        """Run the server's stages: sum_k p_k delta_k or another rule (d,); 0 where nobody answered.
+
+        ValueError as in ``fits``.
+        """
+        self.fits(reply)
         out = self.reduce.apply(reply["delta"], p) if len(p) else reply["delta"].sum(0)
-        for s in self.on_server:
-            out = s.apply(out, ctx)
+        for s, i in zip(self.on_server, _noises(self.on_server), strict=True):
+            out = s.apply(out, ctx._replace(stage=i))
         return out
+
+
+def _noises(stages: Sequence[Rowwise | After]) -> list[int]:
+    """How many stages before each one add noise: two of them never draw the same."""
+    return [sum(s.std > 0 for s in stages[:i]) for i in range(len(stages))]
 
 
 def chain(*stages: Rowwise | Reduce | After) -> Pipeline:
@@ -167,7 +264,8 @@ def chain(*stages: Rowwise | Reduce | After) -> Pipeline:
 def clip(max_norm: float) -> Rowwise:
     """Shorten every update to at most ``max_norm``: delta_k * min(1, S / ||delta_k||).
 
-    An update that has no finite norm becomes 0, so that no row behind the stage exceeds S.
+    An update that has no finite norm becomes 0, so that no row behind the stage exceeds S, in
+    whatever type: a product that is rounded beyond S is made shorter by the next few digits.
     ValueError if ``max_norm`` = S is not > 0 and finite.
 
     Example:
@@ -181,27 +279,49 @@ def clip(max_norm: float) -> Rowwise:
     positive("clip", "max_norm", max_norm, 1.0)
 
     def apply(delta: Tensor, n: Tensor, memory: Memory, ctx: Context) -> tuple[Tensor, Memory]:
-        norm = delta.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        short, finite = delta * (max_norm / norm).clamp(max=1), norm.isfinite()
-        return short if finite.all() else torch.where(finite, short, 0.0), memory
+        factor = reach(delta, max_norm)
+        short, sane = (wide(delta) * factor).to(delta), factor > 0
+        return short if sane.all() else torch.where(sane, short, 0.0), memory
 
     return Rowwise(f"clip({max_norm})", apply, bound=max_norm)
+
+
+def reach(rows: Tensor, max_norm: float) -> Tensor:
+    """(K, 1) factors min(1, S / ||row||), rounded so that no row times its own exceeds S.
+
+    0 for a row that has no finite norm.
+
+    Example:
+        >>> reach(torch.tensor([[3.0, 4.0], [0.0, 0.5], [torch.nan, 0.0]]), 1.0)[:, 0]
+        tensor([0.2000, 1.0000, 0.0000])
+    """
+    many, S, least = wide(rows), float(max_norm), torch.finfo(rows.dtype).eps / 8
+    norm = many.norm(dim=-1, keepdim=True)
+    factor = torch.where(norm.isfinite(), (S / norm).clamp(max=1), 0.0)
+    exact = lambda: torch.linalg.vector_norm(
+        (many * factor).to(rows).double(), dim=-1, keepdim=True
+    )
+    less = max(least, torch.finfo(many.dtype).eps, 2e-13)  # 1e-13: what the order of a sum changes
+    while (over := (now := exact()) > S * (1 - 1e-13 * (factor < 1).double())).any():
+        cut = factor * (S / now).to(factor) * (1 - less)
+        factor, less = torch.where(over, cut, factor), 2 * less
+    return factor
 
 
 def noise(std: float) -> After:
     """Add Gaussian noise of standard deviation ``std`` to every number of the combined update.
 
-    The draw depends on (seed, round) alone. ValueError if ``std`` is negative or not finite.
+    The draw is a function of seed, round, earlier noises and ``std``, so whoever knows the seed can
+    subtract it, unless ``Recipe(secret=True)``. ValueError if ``std`` is negative or not finite.
 
     Example:
         >>> ctx = Context(seed=0, round=3, called=np.arange(2), answered=np.arange(2))
         >>> noise(0.5).apply(torch.zeros(10_000), ctx).std()
-        tensor(0.4982)
+        tensor(0.4947)
     """
     not_negative("noise", "std", std)
 
     def apply(delta: Tensor, ctx: Context) -> Tensor:
-        draw = numpy_rng(ctx.seed, Use.NOISE, ctx.round).standard_normal(len(delta))
-        return delta + std * torch.from_numpy(draw).to(delta)
+        return delta + ctx.noise(Use.NOISE, std, delta)
 
     return After(f"noise({std})", apply, std)

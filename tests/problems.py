@@ -31,7 +31,7 @@ from fedlearn import (
 from fedlearn.algorithms import Algorithm
 from fedlearn.batches import schedule
 from fedlearn.descend import descend
-from fedlearn.model import Task, from_module, mlp
+from fedlearn.model import Task, from_module, mlp, views
 from fedlearn.participation import sample
 from fedlearn.recipe import client_step, no_reply, shards_of
 from fedlearn.rng import Use, numpy_rng
@@ -54,6 +54,13 @@ def of_lesson_8() -> Callable[..., Algorithm]:
 
 _MY_FEDDYN = of_lesson_8()
 
+
+def hidden(theta: Tensor, x: Tensor) -> Tensor:
+    """What the net of :func:`problem` computes before its last layer, (B, 7)."""
+    W, b = views(theta[:49], [(7, 6), (7,)])
+    return torch.relu(x @ W.T + b)
+
+
 METHODS: dict[str, Callable[[Task], Algorithm]] = {
     "fedavg": lambda task: algorithms.fedavg(task, lr=0.3),
     "fedavg, server_lr": lambda task: algorithms.fedavg(task, lr=0.3, server_lr=0.7),
@@ -69,6 +76,8 @@ METHODS: dict[str, Callable[[Task], Algorithm]] = {
     "fednova": lambda task: algorithms.fednova(task, lr=0.3),
     "fednova, momentum and pull": lambda task: algorithms.fednova(task, lr=0.1, beta=0.7, mu=0.5),
     "feddyn": lambda task: algorithms.feddyn(task, lr=0.2, alpha=0.5, n_total=240),
+    "fedsam": lambda task: algorithms.fedsam(task, lr=0.3, rho=0.1),
+    "moon": lambda task: algorithms.moon(task, 0.3, hidden, mu=1.0, temperature=0.5),
     "feddyn of lesson 8": lambda task: _MY_FEDDYN(task, 0.2, alpha=0.5, n_total=240),
     "fedavgm": lambda task: algorithms.fedavgm(task, lr=0.2, beta=0.6),
     "fedadagrad": lambda task: algorithms.fedadagrad(task, lr=0.3, server_lr=0.1),

@@ -182,6 +182,11 @@ def test_without_a_learning_rate_it_is_a_fixed_clip_with_more_noise(method):
     z_delta = (z**-2 - (2 * sigma) ** -2) ** -0.5
     adapted = privacy.adaptive_clip(make(), z, 0.5 * N, lr=0.0, start=0.2, bit_noise=sigma)
     fixed = privacy.private_mean(0.2, z_delta, 0.5 * N)
+    (mine,), (theirs,) = fixed.on_server, adapted[1].on_server
+    assert mine.std == pytest.approx(0.2 * theirs.std)
+    draw = lambda d, ctx: theirs.apply(d.new_zeros(len(d) + 1), ctx)[:-1]  # of another std: another
+    scaled = mine._replace(apply=lambda d, ctx: d + 0.2 * draw(d, ctx))
+    fixed = fixed._replace(on_server=(scaled,))
     a, b = run(*adapted, 12, q=0.5), run(make(), fixed, 12, q=0.5)
     for one, other in zip(a, b, strict=True):
         assert torch.allclose(one.theta, other.theta, rtol=0, atol=1e-12)

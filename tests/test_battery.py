@@ -52,7 +52,7 @@ def test_closed_form_is_stacked_is_sequential_is_the_wire(method):
         close(thetas[name], thetas["closed form"])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "feddyn"])  # it wants none of them
 def test_the_wire_is_the_simulation_with_stages_in_between(method):
     p = problem()
     pipeline = chain(clip(0.05), mean(), noise(1e-3))

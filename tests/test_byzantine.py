@@ -72,7 +72,9 @@ def test_gaussian_is_a_function_of_seed_round_and_client():
     for k, row in zip((1, 4), a, strict=True):
         alone = gaussian(2.0)(rows(4), own[:1], CTX._replace(answered=np.array([k])))
         close(alone[0], row)
-        close(row, 2 * torch.from_numpy(numpy_rng(3, Use.ATTACK, 5, k).standard_normal(5)))
+        bits = int(np.float64(2.0).view(np.uint64))
+        draw = numpy_rng(3, Use.ATTACK, 5, 0, bits, k, 0).standard_normal(5)
+        close(row, 2 * torch.from_numpy(draw))
     turned = gaussian(2.0)(rows(1), own, CTX._replace(answered=np.array([4, 1])))
     close(turned.flip(0), a)
     for other in (CTX._replace(round=6), CTX._replace(seed=4)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.client
 import operator
 import os
 import socket
 import struct
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -170,6 +172,45 @@ def test_a_silent_server_ends_in_a_timeout(tmp_path, monkeypatch):
         load("mnist", folder=tmp_path)
     assert seen and all(0 < s <= 60 for s in seen)
     assert socket.getdefaulttimeout() is None  # and afterwards as before
+
+
+def test_downloads_that_overlap_leave_no_timeout_behind(tmp_path, monkeypatch):
+    """The first to begin was the first to end: the second put the first one's timeout back."""
+    began, go_on = threading.Semaphore(0), threading.Event()
+
+    def urlopen(*args, **kwargs):
+        began.release()
+        go_on.wait(10)
+        raise TimeoutError("timed out")
+
+    def load_quietly(name):
+        with contextlib.suppress(FileNotFoundError):
+            load(name, folder=tmp_path / name)
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    names = ("mnist", "fashion_mnist", "cifar10")
+    threads = [threading.Thread(target=load_quietly, args=[name]) for name in names]
+    for t in threads:
+        t.start()
+    assert began.acquire(timeout=10)
+    began.acquire(timeout=0.2)  # a second one, if they don't wait for each other
+    go_on.set()
+    for t in threads:
+        t.join(30)
+    assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize("how", ["folder", "path", "environment"])
+def test_a_tilde_is_the_home_folder(raw, closed_network, monkeypatch, how):
+    home = raw.parents[2]
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    at = f"~/{raw.parents[1].name}"
+    if how == "environment":
+        monkeypatch.setenv("FEDLEARN_DATA", at)
+    folder = {"folder": at, "path": Path(at), "environment": None}[how]
+    assert len(load("mnist", folder=folder).y) == 20
+    assert data.data_folder(folder) == raw.parents[1]
 
 
 def test_the_fallback_says_so(tmp_path, closed_network, capsys):

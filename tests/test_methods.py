@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from problems import METHODS, problem, quadratics, run, vector
+from problems import METHODS, hidden, problem, quadratics, run, vector
 from torch import nn
 
 from fedlearn import Recipe, Simulated, algorithms, federate, optim
@@ -28,6 +28,8 @@ LIMITS = {
     "fedprox, mu = 0": lambda task: algorithms.fedprox(task, 0.3, mu=0.0),
     "fedavgm, beta = 0": lambda task: algorithms.fedavgm(task, 0.3, beta=0.0),
     "fedopt of sgd(1)": lambda task: algorithms.fedopt(task, 0.3, optim.sgd(1.0)),
+    "fedsam, rho = 0": lambda task: algorithms.fedsam(task, 0.3, rho=0.0),
+    "moon, mu = 0": lambda task: algorithms.moon(task, 0.3, hidden, mu=0.0),
     "a constant schedule": lambda task: algorithms.scheduled(
         lambda lr: algorithms.fedavg(task, lr), lambda t: 0.3
     ),
@@ -107,6 +109,148 @@ def test_descend_is_torch_optim_on_the_corrected_objective(how):
     theta_k, _, _ = descend(p.closed_form, theta, shards, lr, **kw)
     for k in S:
         close(theta_k[k] - theta, plain_client(p, k, 1, lr=lr, **kw))
+
+
+def plain_round(p, theta, t, lr, objective):
+    """Who is called in round t, and theta_k of each, by torch.optim on objective(net, k, x, y)."""
+    S = sample(8, 5, 3, t)
+    index, mask, n = schedule(p.parts, S, batch=16, epochs=2, seed=3, round=t)
+    found = {}
+    for i, k in enumerate(S):
+        net = copy.deepcopy(p.net)
+        nn.utils.vector_to_parameters(theta.clone(), net.parameters())  # it hands out views
+        opt = torch.optim.SGD(net.parameters(), lr)
+        for rows, real in zip(index[i], mask[i], strict=True):
+            rows = rows[real > 0]
+            if len(rows):
+                opt.zero_grad()
+                objective(net, k, p.x[rows], p.y[rows]).backward()
+                opt.step()
+        found[k] = vector(net)
+    return found, n.double() / n.double().sum()
+
+
+def of(p, theta):
+    net = copy.deepcopy(p.net).requires_grad_(False)
+    nn.utils.vector_to_parameters(theta, net.parameters())
+    return net
+
+
+def test_moon_is_a_plain_loop_with_the_papers_loss():
+    """Its clients remember their last model from round to round, and those left out keep it."""
+    p, mu, T = problem(), 2.0, 0.5
+    got = run(algorithms.moon(p.closed_form, 0.3, hidden, mu=mu, temperature=T), vector(p.net), p)
+    theta, last = vector(p.net), {k: vector(p.net) for k in range(8)}
+    for r in got:
+        glob, before = of(p, theta), {k: of(p, v) for k, v in last.items()}
+
+        def objective(net, k, x, y, glob=glob, before=before):
+            z = net[:-1](x)
+            positive, negative = (
+                torch.exp(torch.cosine_similarity(z, other[:-1](x)) / T)
+                for other in (glob, before[k])
+            )
+            contrast = -torch.log(positive / (positive + negative)).mean()
+            return nn.functional.cross_entropy(net(x), y) + mu * contrast
+
+        found, w = plain_round(p, theta, r.t, 0.3, objective)
+        theta = sum(w[i] * v for i, v in enumerate(found.values()))
+        last |= found
+        close(r.theta, theta)
+    plain = run(algorithms.fedavg(p.closed_form, 0.3), vector(p.net), p)
+    close(got[0].theta, plain[0].theta)  # z_glob = z_prev: nothing to contrast
+    assert (got[-1].theta - plain[-1].theta).norm() > 1e-2
+
+
+def test_fedsam_is_a_plain_loop_of_two_gradients_a_step():
+    p, rho = problem(), 0.2
+    got = run(algorithms.fedsam(p.closed_form, 0.3, rho=rho), vector(p.net), p)
+    theta = vector(p.net)
+
+    class Surrogate(torch.autograd.Function):
+        """Its gradient is that of the loss at w + rho g / |g|."""
+
+        @staticmethod
+        def forward(ctx, w, net, x, y):
+            ctx.kept = w.detach().clone(), net, x, y
+            return w.new_zeros(())
+
+        @staticmethod
+        def backward(ctx, one):
+            w, net, x, y = ctx.kept
+            slope = lambda at: torch.autograd.grad(
+                nn.functional.cross_entropy(
+                    torch.func.functional_call(net, split(net, at), (x,)), y
+                ), at,
+            )[0]  # fmt: skip
+            with torch.enable_grad():
+                g = slope(w.clone().requires_grad_())
+                return slope((w + rho * g / g.norm()).requires_grad_()), None, None, None
+
+    def split(net, at):
+        sizes = [q.numel() for q in net.parameters()]
+        named = zip(net.named_parameters(), at.split(sizes))
+        return {k: v.view_as(q) for (k, q), v in named}
+
+    objective = lambda net, k, x, y: Surrogate.apply(
+        nn.utils.parameters_to_vector(net.parameters()), p.net, x, y
+    )
+    for r in got:
+        found, w = plain_round(p, theta, r.t, 0.3, objective)
+        theta = sum(w[i] * v for i, v in enumerate(found.values()))
+        close(r.theta, theta)
+
+
+def test_fedsam_on_a_quadratic_looks_rho_ahead():
+    """f = 2 (theta - 1)²/2 from 0: g = -2, so the step is lr 2 (1 + rho), in closed form."""
+    task, x, y, parts = quadratics([2.0], [1.0], [1])
+    recipe = Recipe(algorithms.fedsam(task, 0.1, rho=0.5), task.theta0, batch=None)
+    first = next(federate(Simulated(recipe, x, y, parts), rounds=1))
+    assert first.theta.item() == pytest.approx(0.1 * 2 * 1.5, abs=1e-12)
+
+
+def test_where_there_is_no_gradient_fedsam_stands_still():
+    task, x, y, parts = quadratics([2.0], [0.0], [1])
+    recipe = Recipe(algorithms.fedsam(task, 0.1, rho=0.5), task.theta0, batch=None)
+    assert next(federate(Simulated(recipe, x, y, parts), rounds=1)).theta.item() == 0.0
+
+
+@pytest.mark.parametrize("shape", ["(B,)", "(B, m, 1)", "(m,)"])
+def test_features_of_another_shape_are_refused(shape):
+    p = problem()
+    wrong = {
+        "(B,)": lambda theta, x: hidden(theta, x)[:, 0],
+        "(B, m, 1)": lambda theta, x: hidden(theta, x)[..., None],
+        "(m,)": lambda theta, x: hidden(theta, x).mean(0),
+    }[shape]
+    with pytest.raises(ValueError, match="moon: features must be one row of features an example"):
+        run(algorithms.moon(p.closed_form, 0.3, wrong), vector(p.net), p)
+
+
+def test_a_method_of_ones_own_takes_its_gradient_inside_the_client():
+    """Adds |w|_4^4 to every client's loss, which no mu, shift or weight_decay does."""
+    p, theta = problem(), problem().closed_form.theta0
+    task, strength = p.closed_form, 0.3
+
+    def client(message, shards, memory):
+        def mine(w, x, y, mask):
+            g, loss = task.grad(w, x, y, mask)
+            with torch.enable_grad():  # clients run under no_grad
+                at = w.detach().requires_grad_()
+                (more,) = torch.autograd.grad(strength * (at**4).sum(), at)
+            return g + more * (mask.sum(1, keepdim=True) > 0), loss
+
+        theta_k, _, loss = descend(task, message["theta"], shards, 0.1, grad=mine)
+        return {"delta": theta_k - message["theta"], "loss": loss}, memory
+
+    method = algorithms.fedavg(task, 0.1)._replace(client=client)
+    r = run(method, theta, p, rounds=1)[0]
+    objective = lambda net, k, x, y: (
+        nn.functional.cross_entropy(net(x), y)
+        + strength * sum((q**4).sum() for q in net.parameters())
+    )
+    found, w = plain_round(p, theta, 0, 0.1, objective)
+    close(r.theta, sum(w[i] * v for i, v in enumerate(found.values())))
 
 
 def test_a_shift_is_added_to_every_gradient():

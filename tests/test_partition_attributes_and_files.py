@@ -133,6 +133,81 @@ def test_one_value_an_example():
             partition.by_attribute(wrong)
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), np.datetime64("NaT")])
+def test_a_missing_value_is_named(missing):
+    column = np.array(["a", missing, "b"], object)
+    with pytest.raises(ValueError, match=r"by_attribute: .*none for 1 of 3, first in row 1"):
+        partition.by_attribute(column)
+
+
+def test_values_of_two_kinds_are_named():
+    with pytest.raises(ValueError, match=r"by_attribute: .*got int and str, e\.g\. column\.astype"):
+        partition.by_attribute(np.array(["a", 1], object))
+
+
+def test_clients_are_called_by_their_values():
+    assert partition.by_attribute(["b", "a", "b"]).names == ("a", "b")
+    assert partition.by_attribute(np.arange(10), 3).names == ("0..3", "4..6", "7..9")
+    assert partition.iid(TEN, 5, numpy_rng(0)).names is None
+
+
+# -- match: the test set cut as the training set is ------------------------------------------------
+
+
+@given(
+    st.lists(st.sampled_from("abcde"), min_size=1, max_size=60),
+    st.lists(st.integers(0, 99), max_size=40),
+    st.integers(1, 5),
+)
+def test_a_hospital_is_the_same_client_in_both(train, picks, n_clients):
+    """Also where the test set lacks some: nobody is shifted."""
+    if not picks:
+        picks = [0]
+    test = [train[i % len(train)] for i in picks]
+    parts = partition.by_attribute(train, min(n_clients, len(set(train))))
+    both = partition.match(parts, train, test)
+    assert len(both) == len(parts) and both.names == parts.names
+    assert sorted(np.concatenate(both).tolist()) == list(range(len(test)))
+    for own, own_test in zip(parts, both, strict=True):
+        assert {test[i] for i in own_test} == {train[i] for i in own} & set(test)
+
+
+def test_a_hospital_missing_from_the_test_set_has_an_empty_part():
+    train, test = np.array(["Bern", "Basel", "Chur", "Bern"]), np.array(["Chur", "Bern"])
+    both = partition.match(partition.by_attribute(train), train, test)
+    assert [p.tolist() for p in both] == [[], [1], [0]] and both.names == ("Basel", "Bern", "Chur")
+
+
+@settings(max_examples=30)
+@given(labelled(), st.integers(1, 12), st.sampled_from([0.1, 1.0, 100.0]), st.integers(0, 99))
+def test_labels_dealt_out_are_dealt_out_alike(labels, n_clients, alpha, seed):
+    """A test set of three times the training set: three times each client's examples of a label."""
+    parts = partition.dirichlet_label(labels, min(n_clients, len(labels)), numpy_rng(seed), alpha)
+    test = np.repeat(labels, 3)
+    both = partition.match(parts, labels, test, numpy_rng(seed))
+    assert sorted(np.concatenate(both).tolist()) == list(range(len(test)))
+    classes = int(labels.max()) + 1
+    got = partition.counts(both, test, classes)
+    assert (got == 3 * partition.counts(parts, labels, classes)).all()
+
+
+def test_without_a_generator_the_order_stays_and_with_one_it_is_its():
+    parts, y = [np.arange(0, 20), np.arange(20, 40)], np.zeros(40, int)
+    assert [p.tolist() for p in partition.match(parts, y, np.zeros(6, int))] == [
+        [0, 1, 2],
+        [3, 4, 5],
+    ]
+    a, b = (partition.match(parts, y, np.zeros(60, int), numpy_rng(s)) for s in (0, 1))
+    assert a[0].tolist() != b[0].tolist() and len(a[0]) == len(b[0]) == 30
+
+
+def test_a_value_that_nobody_holds_is_named():
+    with pytest.raises(ValueError, match=r"match: .*held by a client, got 'Genf', e\.g\."):
+        partition.match([[0], [1]], ["Bern", "Basel"], ["Genf", "Bern"])
+    with pytest.raises(ValueError, match=r"match: .*got 'Basel'"):
+        partition.match([[0]], ["Bern", "Basel"], ["Basel"])
+
+
 # -- summary --------------------------------------------------------------------------------------
 
 
@@ -151,6 +226,14 @@ def test_the_table_is_what_a_counter_says(labels, n_clients, seed):
         assert line.split() == expected
 
 
+def test_names_stand_in_the_table():
+    y = np.arange(50) % 2
+    parts = partition.by_attribute(np.array(["University hospital", "Bern"])[y])
+    head, *lines = partition.summary(parts, y, 2).split("\n")
+    assert [line.rsplit(maxsplit=5)[0].strip() for line in lines] == [*parts.names, "all"]
+    assert len({line.index("(") for line in lines}) == 1 and head.index("client") > 6
+
+
 def test_the_columns_stay_in_line():
     table = partition.summary(partition.iid(TEN, 120, numpy_rng(0)), TEN, 10).split("\n")
     assert len(table) == 122
@@ -166,10 +249,13 @@ def test_a_label_outside_is_named():
 
 
 @given(
-    st.lists(st.lists(st.integers(0, 2**40), max_size=30, unique=True), max_size=20),
+    st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 19)), unique_by=lambda pair: pair[0]),
+    st.integers(0, 20),
     st.text(max_size=40),
 )
-def test_what_is_loaded_is_what_was_saved(tmp_path_factory, arrays, note):
+def test_what_is_loaded_is_what_was_saved(tmp_path_factory, owned, n_clients, note):
+    """Also clients without a row, and no client at all."""
+    arrays = [[i for i, owner in owned if owner == k] for k in range(n_clients)]
     path = tmp_path_factory.mktemp("parts") / "parts.json"
     parts = partition.Parts([np.array(a, dtype=np.int64) for a in arrays], note)
     assert partition.save(parts, str(path)) == path
@@ -223,6 +309,22 @@ WRONG = {
     "fractions": b'{"note": "", "parts": [[0, 1.5]]}',
     "words": b'{"note": "", "parts": [["zero"]]}',
     "negative": b'{"note": "", "parts": [[-1]]}',
+    "one row, two clients": b'{"note": "", "parts": [[0, 1], [2], [3, 1]]}',
+    "one row twice": b'{"note": "", "parts": [[0], [2, 2]]}',
+    "true": b'{"note": "", "parts": [[0, true]]}',
+    "whole fractions": b'{"note": "", "parts": [[0.0, 1.0]]}',
+    "digits": b'{"note": "", "parts": ["01"]}',
+    "clients by name": b'{"note": "", "parts": {"a": [0]}}',
+    "more than 64 bits": b'{"note": "", "parts": [[9223372036854775808]]}',
+    "null": b"null",
+    "a number alone": b"3",
+    "a word": b'"parts note"',
+    "rows that are null": b'{"note": "", "parts": [null]}',
+    "parts that are null": b'{"note": "", "parts": null}',
+    "a note that is null": b'{"note": null, "parts": [[0]]}',
+    "NaN": b'{"note": "", "parts": [[NaN]]}',
+    "empty": b"",
+    "deep": b"[" * 100_000,
 }
 
 
@@ -232,6 +334,50 @@ def test_a_file_that_is_no_partition_says_so(tmp_path, kind):
     path.write_bytes(WRONG[kind])
     with pytest.raises(ValueError, match=r"partition\.load: .*got other\.json .*e\.g\."):
         partition.load(path)
+
+
+def test_the_row_that_is_there_twice_is_named(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_bytes(WRONG["one row, two clients"])
+    with pytest.raises(ValueError, match="row 1 of clients 0 and 2"):
+        partition.load(path)
+    path.write_bytes(WRONG["one row twice"])
+    with pytest.raises(ValueError, match="row 2 of client 1, twice"):
+        partition.load(path)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [[0, 1], [1, 2]],
+        [[3, 3]],
+        [[-1]],
+        [np.array([0.0, 1.0])],
+        [np.array([True, False])],
+        [np.array([[0], [1]])],
+        [np.array(["0"])],
+        [3],
+    ],
+    ids=str,
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, parts):
+    path = partition.save([[0]], tmp_path / "p.json")
+    with pytest.raises(ValueError, match=r"partition\.save: .*got .*e\.g\."):
+        partition.save(parts, path)
+    assert [p.tolist() for p in partition.load(path)] == [[0]], "the old file is untouched"
+
+
+def test_a_later_version_may_say_more(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text('{"note": "a", "parts": [[1], [0]], "colour": ["red", "blue"]}')
+    assert [p.tolist() for p in partition.load(path)] == [[1], [0]]
+
+
+def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert partition.save([[0]], "~/p.json") == tmp_path / "p.json"
+    assert [p.tolist() for p in partition.load("~/p.json")] == [[0]]
 
 
 def test_no_file_is_no_file(tmp_path):
@@ -244,3 +390,22 @@ def test_no_file_is_no_file(tmp_path):
 def test_the_file_is_plain_json(tmp_path):
     path = partition.save(partition.Parts([np.array([3, 1])], "a note"), tmp_path / "p.json")
     assert json.loads(path.read_text()) == {"note": "a note", "parts": [[1, 3]]}
+
+
+def test_names_are_saved_with_the_rows(tmp_path):
+    named = partition.Parts([np.array([2, 0]), np.array([1])], "by hand", ["Basel", "Bern"])
+    back = partition.load(partition.save(named, tmp_path / "p.json"))
+    assert back.names == ("Basel", "Bern") and back.note == "by hand"
+    assert [rows.tolist() for rows in back] == [[0, 2], [1]]
+    back = partition.load(partition.save({"Chur": [3], "Olten": [0, 1]}, tmp_path / "d.json"))
+    assert back.names == ("Chur", "Olten") and [rows.tolist() for rows in back] == [[3], [0, 1]]
+    nameless = partition.save(partition.Parts([np.array([0])]), tmp_path / "n.json")
+    assert partition.load(nameless).names is None
+
+
+@pytest.mark.parametrize("names", [["one"], "ab", {"a": 1}, 3, [1]])
+def test_names_that_are_not_one_a_client_are_refused(tmp_path, names):
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps({"note": "", "parts": [[0], [1]], "names": names}))
+    with pytest.raises(ValueError, match=r"partition\.load: needs a file that"):
+        partition.load(file)

@@ -222,18 +222,24 @@ BY_HAND = chain(clip(0.5), total(4.0), noise(0.125))  # what noise_multiplier's 
 
 
 @pytest.mark.parametrize("pipeline", [BY_HAND, privacy.private_mean(0.5, 1.0, 4.0)])
-@pytest.mark.parametrize("name", ["scaffold", "feddyn", "fednova"])
+@pytest.mark.parametrize("name", ["scaffold", "fednova"])
 def test_a_server_that_reads_single_clients_is_refused_before_round_0(name, pipeline):
     task = problem().closed_form
     method = {
         "scaffold": lambda: algorithms.scaffold(task, 0.1, 240),
-        "feddyn": lambda: algorithms.feddyn(task, 0.1, 0.1, 240),
         "fednova": lambda: algorithms.fednova(task, 0.1),
     }[name]()
     recipe = Recipe(method, task.theta0, pipeline)
     clients = Simulated(recipe, problem().x, problem().y, problem().parts)
     with pytest.raises(ValueError, match=f"server of {name} reads .* of single clients.*e.g. fed"):
         privacy.dp_federate(clients, rounds=2, q=0.5, delta=1e-3)
+
+
+@pytest.mark.parametrize("pipeline", [BY_HAND, privacy.private_mean(0.5, 1.0, 4.0)])
+def test_feddyn_is_refused_by_the_recipe_already(pipeline):
+    task = problem().closed_form
+    with pytest.raises(ValueError, match=r"Recipe: pipeline must be .* feddyn.*e\.g\."):
+        Recipe(algorithms.feddyn(task, 0.1, 0.1, 240), task.theta0, pipeline)
 
 
 def test_clients_that_send_more_than_delta_are_refused_whatever_the_stages_say():

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,541 @@ def test_the_disk_check_says_what_is_needed_and_what_there_is(monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         run.check_disk(7)
     assert "about 7 GB" in words(stopped) and "3.2 GB are free" in words(stopped)
+
+
+# --- what .venv may be ---------------------------------------------------------------------------
+
+
+def full(folder):
+    """A folder with somebody's files."""
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("years of work")
+    (folder / "bin").mkdir()
+    return folder
+
+
+def refused(run, calls, *said):
+    with pytest.raises(SystemExit) as stopped:
+        run.prepare("lab")
+    assert all(word in words(stopped) for word in (*said, "Rename it or remove it")), words(stopped)
+    assert not calls
+
+
+@pytest.mark.parametrize("stamp", [None, "null", '{"pins": "installing"}'])
+@pytest.mark.parametrize("link", [False, True])
+def test_a_folder_of_other_files_is_not_touched(run, calls, tmp_path, link, stamp):
+    if link and os.name == "nt":
+        pytest.skip("links need rights there")
+    folder = full(tmp_path / "mine" if link else run.VENV)
+    if link:
+        run.VENV.symlink_to(folder)
+    if stamp:
+        (folder / run.STAMP.name).write_text(stamp)
+    before = sorted(folder.iterdir())
+    refused(run, calls, "holds files that run.py has not made")
+    assert sorted(folder.iterdir()) == before
+    assert (folder / "thesis.txt").read_text() == "years of work"
+    assert run.VENV.is_symlink() == link
+
+
+def test_a_folder_with_programs_alone_is_no_beginning_of_ours(run, calls):
+    program(run.VENV / "bin" / "mine")
+    refused(run, calls, "holds files that run.py has not made")
+    assert (run.VENV / "bin" / "mine").exists()
+
+
+def test_what_run_py_began_it_goes_on_with(run, calls):
+    """Killed between the first stamp and the environment's own file."""
+    (run.VENV / "bin").mkdir(parents=True)
+    run.write_stamp({"pins": run.INSTALLING})
+    run.prepare("lab")
+    assert run.runs("pass")
+
+
+def test_a_file_called_venv_is_said(run, calls):
+    run.VENV.write_text("a file")
+    refused(run, calls, "is no folder")
+    assert run.VENV.read_text() == "a file"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_links_to_nowhere(run, calls, tmp_path):
+    run.VENV.symlink_to(tmp_path / "no" / "disk")
+    refused(run, calls, "is not there, nor the folder above it")
+    assert not (tmp_path / "no").exists(), "a disk that is not mounted is not made"
+    run.VENV.unlink()
+    run.VENV.symlink_to(run.VENV)
+    refused(run, calls, "is no folder")
+    run.VENV.unlink()
+    run.VENV.symlink_to(tmp_path / "new")
+    run.prepare("lab")
+    assert run.VENV.is_symlink() and (tmp_path / "new" / "pyvenv.cfg").exists()
+
+
+def theirs(run, *, works=True):
+    """An environment that somebody else made."""
+    subprocess.check_call([sys.executable, "-m", "venv", "--without-pip", run.VENV])
+    (run.VENV / "theirs").touch()
+    if not works:
+        run.PYTHON.unlink()
+
+
+def test_a_broken_venv_that_somebody_else_made_is_kept(run, calls):
+    theirs(run, works=False)
+    refused(run, calls, "run.py has not made", "does not start")
+    assert (run.VENV / "theirs").exists()
+
+
+@pytest.mark.parametrize("breaks", ["interrupt", "error"])
+def test_what_somebody_else_made_stays_theirs_whatever_breaks_off(run, calls, capsys, breaks):
+    theirs(run)
+    calls.code = KeyboardInterrupt() if breaks == "interrupt" else 1
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run.prepare("lab")
+    calls.code = 0
+    run.prepare("lab")
+    run.PYTHON.unlink()  # and years later its Python is gone
+    with pytest.raises(SystemExit):
+        run.prepare("lab")
+    assert (run.VENV / "theirs").exists()
+    assert not any("venv" in command for command in calls)
+    assert "nothing in it is deleted" in capsys.readouterr().out
+
+
+def test_without_pip_or_uv_theirs_can_not_be_added_to(run, calls, monkeypatch):
+    theirs(run)
+    monkeypatch.setattr(run.shutil, "which", lambda name: None)
+    refused(run, calls, "cannot be installed into")
+    assert (run.VENV / "theirs").exists()
+
+
+STAMPS = ["null", "[]", "3", '"text"', "", "{}", '{"pins": 3, "extras": []}', '{"pins": null}',
+          '{"pins": "PINS", "extras": null}', '{"pins": "PINS", "extras": "lab"}',
+          '{"pins": "PINS", "extras": [1]}', '{"pins": "PINS"}', "[" * 100_000,
+          b"\xff\xfe\x00", '{"pins": "3f']  # fmt: skip
+
+
+@pytest.mark.parametrize("stamp", STAMPS, ids=lambda s: repr(s[:24]))
+def test_no_stamp_is_a_traceback(run, calls, stamp):
+    run.prepare("lab")
+    stamp = stamp if isinstance(stamp, bytes) else stamp.replace("PINS", run.pins()).encode()
+    run.STAMP.write_bytes(stamp)
+    run.prepare("lab")
+    assert run.read_stamp()["extras"] == ["lab"] and run.read_stamp()["pins"] == run.pins()
+    before = len(calls)
+    run.prepare("lab")
+    assert len(calls) == before
+
+
+def test_a_stamp_that_is_a_folder(run, calls):
+    run.prepare("lab")
+    run.STAMP.unlink()
+    run.STAMP.mkdir()
+    run.prepare("lab")
+    assert run.read_stamp()["extras"] == ["lab"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_nothing_is_written_through_a_link_with_a_known_name(run, calls, tmp_path):
+    run.prepare("lab")
+    mine = tmp_path / "mine"
+    mine.write_text("my own")
+    run.STAMP.with_suffix(".tmp").symlink_to(mine)
+    (run.VENV / "overrides.json.tmp").symlink_to(mine)
+    run.prepare("lab", "test")
+    assert mine.read_text() == "my own"
+    assert run.read_stamp()["extras"] == ["lab", "test"]
+    assert not [f for f in run.VENV.iterdir() if f.name.startswith(f".{run.STAMP.name}")]
+
+
+# --- two terminals -------------------------------------------------------------------------------
+
+SLOW_UV = """\
+#!{python}
+import pathlib, sys, time
+seen = pathlib.Path({seen!r})
+with seen.open("a") as f:
+    f.write("begins\\n")
+time.sleep(1.0)
+with seen.open("a") as f:
+    f.write("ends\\n")
+"""
+
+
+@pytest.fixture
+def slow_uv(run, tmp_path, monkeypatch):
+    """A uv in PATH that takes a second and writes down when; the promise is not looked at."""
+    seen = tmp_path / "seen"
+    script = Path(program(tmp_path / "tools" / "uv"))
+    script.write_text(SLOW_UV.format(python=sys.executable, seen=str(seen)))
+    monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
+    code = (
+        "import importlib.util as u, sys\n"
+        "spec = u.spec_from_file_location('run', sys.argv[1])\n"
+        "run = u.module_from_spec(spec); spec.loader.exec_module(run)\n"
+        "run.check_promise = run.check_disk = lambda *a: None\n"
+        "run.prepare('lab')\n"
+    )
+    start = lambda: subprocess.Popen(
+        [sys.executable, "-c", code, run.ROOT / "run.py"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return start, seen
+
+
+def began(seen):
+    end = time.monotonic() + 60
+    while not (seen.exists() and "begins" in seen.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="a script is no program there")
+def test_two_terminals_at_the_first_install_do_not_disturb_each_other(run, slow_uv):
+    start, seen = slow_uv
+    many = [start() for _ in range(3)]
+    ends = [p.communicate(timeout=60) for p in many]
+    assert [p.returncode for p in many] == [0, 0, 0], ends
+    assert seen.read_text().split() == ["begins", "ends"], "one installs, the others find all"
+    assert sum("waiting for it" in out for out, _ in ends) == 2
+    assert run.read_stamp()["extras"] == ["lab"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="a script is no program there")
+def test_an_installer_that_outlives_its_run_py_is_waited_for(run, slow_uv):
+    start, seen = slow_uv
+    first = start()
+    began(seen)
+    first.kill()
+    first.wait()
+    second = start()
+    out, err = second.communicate(timeout=60)
+    assert second.returncode == 0, err
+    assert seen.read_text().split() == ["begins", "ends", "begins", "ends"]
+    assert "waiting for it" in out
+    first.stdout.close()
+    first.stderr.close()
+
+
+def test_a_lock_file_of_a_dead_process_holds_nobody_up(run, calls):
+    run.LOCK.write_text("12345")
+    run.prepare("lab")
+    assert run.read_stamp()["extras"] == ["lab"]
+
+
+# --- the environment it installs in --------------------------------------------------------------
+
+SENDS_AWAY = {
+    "PIP_USER": "1", "PIP_PREFIX": "/elsewhere", "PIP_TARGET": "/elsewhere", "PIP_ROOT": "/else",
+    "PIP_PYTHON": "/elsewhere/python", "PIP_NO_DEPS": "1", "PIP_DRY_RUN": "1", "PIP_PRE": "1",
+    "PIP_REQUIRE_HASHES": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_CONSTRAINT": "/c.txt",
+    "PIP_REQUIREMENT": "/r.txt", "PIP_PLATFORM": "win32", "PIP_NO_BINARY": ":all:",
+    "UV_SYSTEM_PYTHON": "1", "UV_PROJECT_ENVIRONMENT": "/elsewhere", "UV_PYTHON": "3.9",
+    "UV_REQUIRE_HASHES": "1", "UV_CONSTRAINT": "/c.txt", "UV_OVERRIDE": "/o.txt",
+    "UV_RESOLUTION": "lowest", "UV_WORKING_DIR": "/", "UV_NO_EDITABLE": "1",
+}  # fmt: skip
+STAYS = {
+    "PIP_INDEX_URL": "a", "PIP_EXTRA_INDEX_URL": "b", "PIP_FIND_LINKS": "c", "PIP_CERT": "d",
+    "PIP_PROXY": "e", "PIP_CACHE_DIR": "f", "PIP_DEFAULT_TIMEOUT": "9", "PIP_TRUSTED_HOST": "g",
+    "PIP_CONFIG_FILE": "h", "PIP_NO_INDEX": "0", "UV_INDEX_URL": "i", "UV_DEFAULT_INDEX": "j",
+    "UV_INDEX_MINE_PASSWORD": "k", "UV_CACHE_DIR": "l", "UV_NATIVE_TLS": "1", "UV_OFFLINE": "0",
+    "UV_CONFIG_FILE": "m", "HTTPS_PROXY": "n", "SSL_CERT_FILE": "o", "NETRC": "p",
+}  # fmt: skip
+
+
+def seen_by(run, tmp_path, monkeypatch, **how):
+    """The environment that a command of run.py's gets."""
+    file = tmp_path / "env.json"
+    code = f"import json, os; json.dump(dict(os.environ), open({str(file)!r}, 'w'))"
+    assert run.call([sys.executable, "-c", code], **how) == 0
+    return json.loads(file.read_text())
+
+
+def test_an_installer_keeps_the_network_settings_and_loses_those_that_send_it_away(
+    run, tmp_path, monkeypatch
+):
+    for name, value in {**SENDS_AWAY, **STAYS}.items():
+        monkeypatch.setenv(name, value)
+    env = seen_by(run, tmp_path, monkeypatch, installs=True)
+    assert not {n for n in SENDS_AWAY if n in env} - {"PIP_USER"}
+    assert env["PIP_USER"] == "0", "a configuration file's `user = true` does not count, too"
+    assert {n: env.get(n) for n in STAYS} == STAYS
+    assert "PIP_PREFIX" in seen_by(run, tmp_path, monkeypatch), "JupyterLab gets the reader's own"
+
+
+def test_every_install_runs_in_that_environment(run, calls, monkeypatch):
+    how, fake = [], run.call
+    monkeypatch.setattr(
+        run, "call", lambda command, **changes: how.append((command, changes)) or fake(command)
+    )
+    monkeypatch.setattr(run.shutil, "which", lambda name: None)
+    monkeypatch.setattr(run, "runs", lambda code: run.PYTHON.exists())
+    monkeypatch.setattr(run.sys, "platform", "linux")
+    run.prepare("lab", "cpu")
+    installs = [changes for command, changes in how if "install" in command]
+    assert len(installs) == 2 and all(changes == {"installs": True} for changes in installs)
+
+
+def test_children_speak_utf8_and_no_setting_of_another_python_reaches_them(
+    run, tmp_path, monkeypatch
+):
+    for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONOPTIMIZE", "PYTHONINSPECT", "PYTHONWARNINGS"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    env = seen_by(run, tmp_path, monkeypatch)
+    gone = {"HOME", "PATH", "OPTIMIZE", "INSPECT", "WARNINGS", "IOENCODING"}
+    assert not {n for n in env if n.removeprefix("PYTHON") in gone} - {"HOME", "PATH"}
+    assert env["PYTHONUTF8"] == "1"
+
+
+def test_a_strange_pythonpath_or_home_does_not_make_a_good_venv_look_broken(
+    run, calls, tmp_path, monkeypatch
+):
+    run.prepare("lab")
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path))
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    before = len(calls)
+    run.prepare("lab")
+    assert len(calls) == before and run.runs("pass") and not run.runs("sys.exit(1)")
+
+
+@pytest.mark.parametrize("extra", ["lab", "test"])
+def test_an_install_that_only_says_so_is_not_stamped(run, calls, monkeypatch, extra):
+    """The installer ends with 0, and what it should have installed is not in .venv."""
+    real = load(run.ROOT / "run.py").call
+    fake = run.call
+    there = lambda command, **more: real(command) if "-P" in command else fake(command, **more)
+    monkeypatch.setattr(run, "call", there)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stopped:
+            run.prepare(extra)
+        assert "has not what was to be installed" in words(stopped)
+        assert "pip config list" in words(stopped)
+        assert run.read_stamp()["pins"] == run.INSTALLING
+    assert len(calls.installs()) == 2
+
+
+@pytest.mark.parametrize(
+    ("packages", "fine"),
+    [
+        (("torch", "jupyterlab", "ipykernel", "dp_accounting", "cryptography"), True),
+        (("torch", "jupyterlab", "ipykernel", "dp_accounting"), False),
+        (("jupyterlab", "ipykernel", "dp_accounting", "cryptography"), False),
+    ],
+)
+def test_what_the_extras_promise_is_imported_from_the_venv_and_from_here(
+    run, calls, monkeypatch, packages, fine
+):
+    run.make_venv("uv", 1)
+    monkeypatch.setattr(run, "call", load(run.ROOT / "run.py").call)
+    (site,) = run.VENV.rglob("site-packages")
+    for name in packages:
+        (site / f"{name}.py").touch()
+    for name in ("fedlearn", "fedlearn/panels"):
+        (run.ROOT / name).mkdir()
+        (run.ROOT / name / "__init__.py").touch()
+    with pytest.raises(SystemExit):
+        run.check_promise(("lab",))  # it lies here, and is not installed
+    (site / "fedlearn.pth").write_text(str(run.ROOT))
+    if fine:
+        run.check_promise(("lab",))
+    else:
+        with pytest.raises(SystemExit):
+            run.check_promise(("lab",))
+    shutil.copytree(run.ROOT / "fedlearn", site / "fedlearn")  # another fedlearn comes first
+    with pytest.raises(SystemExit):
+        run.check_promise(("lab",))
+
+
+# --- letters that a console does not know --------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="consoles there speak UTF-16")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"PYTHONIOENCODING": "cp1252"},
+        {"PYTHONIOENCODING": "ascii:strict"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONUTF8": "1", "PYTHONIOENCODING": "latin-1"},
+    ],
+    ids=str,
+)
+def test_no_console_makes_a_traceback_of_a_folder_s_letters(run, tmp_path, settings):
+    folder = tmp_path / "Übung 学"
+    shutil.copytree(run.ROOT, folder)
+    program(folder / "bin" / "uv")
+    (folder / "bin" / "uv").write_text("#!/bin/sh\nexit 3\n")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LC_", "LANG"))}
+    env |= {"PATH": f"{folder / 'bin'}{os.pathsep}{env['PATH']}", **settings}
+    done = subprocess.run(
+        [sys.executable, folder / "run.py", "lab", "--cpu"],
+        capture_output=True,
+        env=env,
+        timeout=100,
+    )
+    said = (done.stdout + done.stderr).decode("utf-8", "replace")
+    assert done.returncode == 1 and "Traceback" not in said, said
+    assert "Installing .[lab" in said and "bung" in said
+    assert "failed with exit code 3" in said or "disk is too small" in said
+
+
+def test_the_pins_are_the_same_in_every_locale(run):
+    """Else another console would install again."""
+    shutil.copytree(run.ROOT, folder := run.ROOT.with_name("Übung 学"))
+    code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['pins']())"
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LC_", "LANG"))}
+    found = {
+        subprocess.check_output([sys.executable, "-c", code, folder / "run.py"], env=plain | more)
+        for more in ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+                     {"PYTHONUTF8": "1"})
+    }  # fmt: skip
+    assert len(found) == 1
+
+
+# --- --cpu ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linux(run, monkeypatch):
+    monkeypatch.setattr(run.sys, "platform", "linux")
+    monkeypatch.setattr(run, "ROOM", {"uv": 7, "pip": 9})
+
+
+@pytest.fixture
+def index(run, calls, monkeypatch):
+    """Whether PyTorch's CPU index answers: a switch, on at first."""
+    switch, fake = {"on": True, "room": []}, run.call
+
+    def call(command, **changes):
+        code = fake(command, **changes)
+        return 2 if "--torch-backend" in command and not switch["on"] else code
+
+    monkeypatch.setattr(run, "call", call)
+    monkeypatch.setattr(run, "check_disk", switch["room"].append)
+    return switch
+
+
+def backends(calls):
+    return ["cpu" if "--torch-backend" in c else "default" for c in calls.installs()]
+
+
+def test_cpu_takes_the_small_build_once_and_later_calls_keep_it(run, calls, linux, index):
+    run.prepare("lab", "cpu")
+    (command,) = calls.installs()
+    assert command[:5] == ["uv", "pip", "install", "--python", str(run.PYTHON)]
+    assert command[5:] == ["--torch-backend", "cpu", "-c", "constraints.txt", "-e", ".[lab]"]
+    assert index["room"] == [run.CPU_ROOM] and run.read_stamp()["cpu"] is True
+    before = len(calls)
+    run.prepare("lab")
+    run.prepare("lab", "cpu")
+    assert len(calls) == before, "neither installs again"
+    run.prepare("lab", "test")  # more extras, still the small build, which is left as it is
+    assert backends(calls) == ["cpu", "cpu"]
+    assert "--reinstall-package" not in calls.installs()[1]
+    pins = run.ROOT / "constraints.txt"
+    pins.write_text(pins.read_text(encoding="utf-8").replace("tqdm==", "tqdm==0."))
+    run.prepare("lab")
+    assert backends(calls) == ["cpu"] * 3 and run.read_stamp()["cpu"] is True
+
+
+def test_without_cpu_the_default_build_stays_the_default(run, calls, linux, index):
+    run.prepare("lab")
+    run.prepare("lab", "test")
+    assert backends(calls) == ["default"] * 2 and run.read_stamp()["cpu"] is False
+
+
+def test_cpu_asked_for_later_replaces_the_build_and_nothing_else(run, calls, linux, index):
+    run.prepare("lab")
+    (run.VENV / "of the reader").touch()
+    run.prepare("lab", "cpu")
+    assert backends(calls) == ["default", "cpu"] and run.read_stamp()["cpu"] is True
+    again = calls.installs()[1]
+    replaced = [again[i + 1] for i, word in enumerate(again) if word == "--reinstall-package"]
+    assert replaced == ["torch", "torchvision"]
+    assert (run.VENV / "of the reader").exists()
+
+
+def test_where_the_index_is_not_reached_it_says_so_and_takes_the_default(
+    run, calls, linux, index, capsys
+):
+    index["on"] = False
+    run.prepare("lab", "cpu")
+    assert backends(calls) == ["cpu", "default"] and index["room"] == [run.CPU_ROOM, 7]
+    said = capsys.readouterr().out
+    assert "could not be had" in said and "Going on with the default build" in said
+    before = len(calls)
+    run.prepare("lab", "cpu")
+    assert len(calls) == before, "offline from now on, as always"
+    assert "Remove it to retry" in capsys.readouterr().out
+    run.prepare("lab")
+    assert len(calls) == before
+    run.prepare("lab", "test")  # installs anyway: tries once more
+    assert backends(calls)[2:] == ["cpu", "default"]
+    index["on"] = True
+    run.VENV.rename(run.VENV.with_name("old"))
+    run.prepare("lab", "cpu")
+    assert run.read_stamp()["cpu"] is True
+
+
+def test_where_the_default_is_there_an_index_out_of_reach_changes_nothing(
+    run, calls, linux, index, capsys
+):
+    run.prepare("lab")
+    index["on"] = False
+    run.prepare("lab", "cpu")
+    assert backends(calls) == ["default", "cpu"], "nothing to install: the default is there"
+    assert run.read_stamp()["pins"] == run.pins() and "Going on" in capsys.readouterr().out
+
+
+def test_without_uv_pip_puts_it_into_the_venv(run, calls, linux, index, monkeypatch):
+    monkeypatch.setattr(run.shutil, "which", lambda name: None)
+    monkeypatch.setattr(run, "runs", lambda code: run.PYTHON.exists())
+    run.prepare("lab", "cpu")
+    one, two = calls.installs()
+    assert one == [str(run.PYTHON), "-m", "pip", "install", "uv>=0.7.14"]
+    assert Path(two[0]).parent == run.PYTHON.parent and Path(two[0]).stem == "uv"
+    assert "--torch-backend" in two
+
+
+def test_no_network_at_all_with_cpu_is_said_once_in_words(run, calls, linux, index):
+    calls.code = 2
+    with pytest.raises(SystemExit) as stopped:
+        run.prepare("lab", "cpu")
+    assert "installing failed" in words(stopped) and backends(calls) == ["cpu", "default"]
+    calls.code = 0
+    run.prepare("lab")  # what was asked for is remembered
+    assert run.read_stamp()["cpu"] is True
+
+
+def test_an_install_with_cpu_that_broke_off_goes_on_with_it(run, calls, linux, index):
+    calls.code = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run.prepare("lab", "cpu")
+    calls.code = 0
+    run.prepare("lab")
+    assert backends(calls) == ["cpu", "cpu"] and run.read_stamp()["cpu"] is True
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_elsewhere_every_build_is_one_for_the_cpu(run, calls, monkeypatch, capsys, platform):
+    monkeypatch.setattr(run.sys, "platform", platform)
+    run.prepare("lab", "cpu")
+    assert backends(calls) == ["default"]
+    assert "without GPU libraries anyway" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["lab", "test"])
+def test_both_commands_take_cpu(run, monkeypatch, command):
+    asked = []
+    monkeypatch.setattr(run, "prepare", lambda *wanted: asked.append(wanted))
+    monkeypatch.setattr(run, "call", lambda *a, **k: 0)
+    monkeypatch.setattr(run, "PARTS", {"one": [OK]})
+    assert run.main([command, "--cpu"]) == run.main([command]) == 0
+    assert "cpu" in asked[0] and "cpu" not in asked[1]
 
 
 # --- lab ---------------------------------------------------------------------------------------

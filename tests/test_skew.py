@@ -179,3 +179,70 @@ def test_only_pictures_turn_and_every_client_needs_a_pair_or_none():
 def test_pictures_of_another_size_are_named():
     with pytest.raises(ValueError, match=r"rotate: .*\(5, 5\).*got \(6, 16\)"):
         skew.rotate(pictures((4, 4)), [np.arange(6)], [10.0], (5, 5))
+
+
+# -- data that are not in [0, 1] ------------------------------------------------------------------
+
+STANDARD = (pictures((4, 4), n=200) - 0.5) / 0.29
+HALVES = [np.arange(100), np.arange(100, 200)]
+
+
+@pytest.mark.parametrize("x", [STANDARD, STANDARD * 100, pictures((4, 4), n=200)], ids=str)
+def test_an_amount_that_changes_nothing_changes_not_one_number(x):
+    for got in (
+        skew.add_noise(x, HALVES, [0.0, 0.0]),
+        skew.brighten(x, HALVES, [1.0, 1.0]),
+        skew.rotate(x, HALVES, [0.0, 0.0], (4, 4), fill=float(x.min())),
+    ):
+        assert torch.equal(got, x)
+
+
+def test_standardised_features_get_all_of_their_noise():
+    """Clipped to [0, 1] it would be another distribution, and the mean 0 would be gone."""
+    x = torch.randn(3000, 20, generator=torch.Generator().manual_seed(0))
+    noise = skew.add_noise(x, [np.arange(3000)], [0.5]) - x
+    assert float(noise.std()) == pytest.approx(0.5, rel=0.03) and abs(float(noise.mean())) < 0.01
+    plain = x.double().numpy() + 0.5 * numpy_rng(0, Use.SKEW, 0).standard_normal((3000, 20))
+    np.testing.assert_allclose(skew.add_noise(x, [np.arange(3000)], [0.5]), plain, atol=1e-5)
+    assert torch.equal(skew.brighten(x, [np.arange(3000)], [2.0]), 2 * x)
+
+
+def test_a_standardised_picture_turns_on_its_own_background():
+    x, black = pictures((5, 5)), -0.4242
+    standard = x * 3.0 + black  # 0 has become -0.4242
+    for degrees in (30.0, 90.0, -77.0):
+        got = skew.rotate(standard, [np.arange(6)], [degrees], (5, 5), fill=black)
+        want = skew.rotate(x, [np.arange(6)], [degrees], (5, 5)) * 3.0 + black
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"rotate: fill must be given .*got None, e\.g\. fill=-0\.4"
+    ):
+        skew.rotate(standard, [np.arange(6)], [30.0], (5, 5))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_whole_numbers_are_refused_and_arrays_are_not(name):
+    """A byte has no room for noise of 0.1."""
+    x = pictures((4, 4))
+    with pytest.raises(ValueError, match=rf"{name}: x must be real numbers, got .*uint8"):
+        CHANGES[name]((x * 255).to(torch.uint8), PARTS, [0.3, 40.0])
+    parts = {"a": PARTS[0].tolist(), "b": torch.from_numpy(PARTS[1])}
+    assert torch.equal(
+        CHANGES[name](x.numpy(), parts, [0.3, 40.0]), CHANGES[name](x, PARTS, [0.3, 40.0])
+    )
+    with pytest.raises(ValueError, match=rf"{name}: every client needs rows from 0\.\.5, got 9"):
+        CHANGES[name](x, [np.array([9]), PARTS[1]], [0.3, 40.0])
+
+
+def test_labels_that_do_not_exist_are_not_swapped():
+    y = torch.tensor([0, 1, 2])
+    for pair in ((0, 9), (-1, 0), (0, 1, 2)):
+        with pytest.raises(
+            ValueError, match=r"swap_labels: a pair must be two labels that y holds"
+        ):
+            skew.swap_labels(y, [np.arange(3)], [pair])
+    with pytest.raises(ValueError, match=r"swap_labels: y must be integer classes, got .*float32"):
+        skew.swap_labels(y.float(), [np.arange(3)], [(0, 1)])
+    words = torch.tensor([[0, 1], [2, 1]])
+    assert skew.swap_labels(words, [[0], [1]], [(0, 1), None]).tolist() == [[1, 0], [2, 1]]
+    assert skew.swap_labels(y.numpy(), [[0], [1, 2]], [(0, 1), None]).tolist() == [1, 1, 2]

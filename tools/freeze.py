@@ -7,11 +7,11 @@ lies beside it, the widget state, and the execution times.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from fedlearn.partition.files import write_whole
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -38,7 +38,7 @@ def freeze(path: str | Path) -> bool:
         raise ValueError(f"freeze: {path} is not a notebook of format 4, e.g. notebooks/a.ipynb")
     after = json.dumps(_frozen(notebook), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     if after != before:
-        _replace(path, after)
+        write_whole(path, after.encode())
     return after != before
 
 
@@ -53,20 +53,6 @@ def _frozen(notebook: dict[str, Any]) -> dict[str, Any]:
                 del data[VIEW]
                 (output.get("metadata") or {}).pop(VIEW, None)
     return notebook
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write beside the file, then rename: a reader never sees half a notebook."""
-    handle, temp = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as f:
-            f.write(text)
-        if path.exists():
-            os.chmod(temp, path.stat().st_mode & 0o777)
-        os.replace(temp, path)
-    except BaseException:
-        os.unlink(temp)
-        raise
 
 
 def main(paths: list[str]) -> int:

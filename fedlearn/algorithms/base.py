@@ -23,12 +23,16 @@ class Algorithm(NamedTuple):
     Attributes:
         init: theta0 (d,) -> state.
         client: (message, shards, memory {name: (K, ...)}) -> (reply {name: (K, ...)}, memory). In a
-            round in which nobody answers K = 0, and shards hold no step.
+            round in which nobody answers K = 0, and shards hold no step. It runs under
+            ``torch.no_grad``: ``task.grad`` is a gradient nevertheless; for one of your own write
+            ``with torch.enable_grad():`` and hand it to ``descend(..., grad=...)``.
         server: (state, delta (d,), reply {name: (K, ...)}, p (K,)) -> state.
         message: state -> what is broadcast.
         memory: theta0 (d,) -> what one client keeps between rounds.
         task: What the clients minimise: lets data be checked against the model before round 0.
         idle: As ``server``, for a round in which nobody answers and no noise is added: theta stays.
+        plain: Whether it is right only where the server gets the weighted mean of what was sent,
+            because clients go on from that. Then a ``Recipe`` takes no other pipeline.
         models: (state, memory {name: (N, ...)}) -> (N, d), the model that each client uses; None
             where all use theta. Read with :func:`fedlearn.personal.models`.
     """
@@ -40,6 +44,7 @@ class Algorithm(NamedTuple):
     memory: Callable[[Tensor], Kept] = lambda theta0: {}
     task: Task | None = None
     idle: Callable[[State, Tensor, Reply, Tensor], State] = lambda state, *nothing: state
+    plain: bool = False
     models: Callable[[State, Kept], Tensor] | None = None
 
 

@@ -19,6 +19,10 @@ def feddyn(task: Task, lr: float, alpha: float, n_total: float) -> Algorithm:
     clients, and theta <- theta + Σ_S p_k delta_k - h / alpha. Where theta rests, delta_k = 0 and
     h = 0: the gradient of the whole objective. One vector travels each way, as in FedAvg.
 
+    Client k takes it for granted that its delta_k arrived and went into a weighted mean: h_k moves
+    by it. So the ``Recipe`` refuses a pipeline that clips, adds noise or uses another rule, and
+    takes masks of secure aggregation, which leave the mean as it is.
+
     ValueError for a number out of range; from the run, if the cohort holds more than ``n_total``.
 
     Args:
@@ -58,4 +62,4 @@ def feddyn(task: Task, lr: float, alpha: float, n_total: float) -> Algorithm:
         mean = state["theta"] + delta  # of theta_k; nobody's is no reason to move by h again
         return {"theta": mean - h / alpha if len(p) else mean, "h": h}
 
-    return Algorithm(init, client, server, theta_alone, memory, task)
+    return Algorithm(init, client, server, theta_alone, memory, task, plain=True)

@@ -13,9 +13,9 @@ def fednova(
     r"""Normalised averaging: a client that took more steps doesn't count more.
 
     theta <- theta + server_lr tau_eff Σ_k p_k delta_k / a_k, with tau_eff = Σ_k p_k a_k. For plain
-    local SGD a_k = tau_k, the steps that client k took. With momentum beta or a pull mu, a_k is the
-    way that tau_k unit gradients would have carried it (‖a_k‖₁ of the paper), see
-    :func:`accumulated`. What travels as ``delta`` is delta_k / a_k; a_k travels beside it.
+    local SGD a_k = tau_k, the steps that client k took. With momentum beta or a pull mu, a_k is
+    ‖a_k‖₁ of the paper, the sum of what its gradients weigh in delta_k, see :func:`accumulated`.
+    What travels as ``delta`` is delta_k / a_k; a_k travels beside it.
 
     Args:
         task, lr, server_lr, beta: As in :func:`~fedlearn.algorithms.fedavg`.
@@ -41,20 +41,21 @@ def fednova(
         theta = message["theta"]
         theta_k, tau, loss = descend(task, theta, shards, lr, mu=mu, beta=beta)
         a = accumulated(tau, lr, beta, mu)
-        per_step = (theta_k - theta) / torch.where(tau > 0, a, 1)
+        per_step = ((theta_k - theta) / torch.where(tau > 0, a, 1)).to(theta)
         return {"delta": per_step, "a": a, "loss": loss}, memory
 
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         tau_eff = p @ reply["a"]  # (1,)
-        return {"theta": state["theta"] + server_lr * tau_eff * delta}
+        return {"theta": state["theta"] + (server_lr * tau_eff * delta).to(delta)}
 
     return fedavg(task, lr, server_lr)._replace(client=client, server=server)
 
 
 def accumulated(tau: Tensor, lr: float, beta: float = 0.0, mu: float = 0.0) -> Tensor:
-    r"""‖a_k‖₁ (K, 1): how many eta a client has moved after tau_k (K, 1) gradients of 1.
+    r"""‖a_k‖₁ (K, 1) with delta_k = -eta Σ_i a_{k,i} g_i over its tau_k (K, 1) gradients.
 
-    u = v = 0, then tau_k times: v <- beta v + 1 - lr mu u;  u <- u + v. For beta = mu = 0 it is
+    What a gradient weighs j steps later: u = v = 1, then j times v <- beta v - lr mu u, u <- u + v.
+    With momentum and a pull it swings, so a_k is Σ_j |u_j| and not the sum. For beta = mu = 0 it is
     tau_k; for momentum alone (tau - beta (1 - beta^tau) / (1 - beta)) / (1 - beta); for the pull
     alone (1 - (1 - lr mu)^tau) / (lr mu).
 
@@ -63,9 +64,9 @@ def accumulated(tau: Tensor, lr: float, beta: float = 0.0, mu: float = 0.0) -> T
         tensor([[1.0000],
                 [2.5000]])
     """
-    way, u, v, lr, beta, mu = [0.0], 0.0, 0.0, float(lr), float(beta), float(mu)
+    way, u, v, lr, beta, mu = [0.0], 1.0, 1.0, float(lr), float(beta), float(mu)
     for _ in range(int(tau.max()) if len(tau) else 0):
-        v = beta * v + 1 - lr * mu * u
+        way.append(way[-1] + abs(u))
+        v = beta * v - lr * mu * u
         u = u + v
-        way.append(u)
     return torch.tensor(way, dtype=tau.dtype, device=tau.device)[tau.long()]

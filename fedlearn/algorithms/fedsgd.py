@@ -3,6 +3,7 @@
 import torch
 
 from ..checks import below_one, positive
+from ..task import wide
 from .base import Algorithm, Kept, Message, Reply, Shards, State, Task, Tensor, theta_alone
 
 
@@ -35,15 +36,15 @@ def fedsgd(task: Task, lr: float, beta: float = 0.0) -> Algorithm:
     """
     positive("fedsgd", "lr", lr)
     below_one("fedsgd", "beta", beta)
-    init = lambda theta: {"theta": theta, "v": torch.zeros_like(theta)}
+    init = lambda theta: {"theta": theta, "v": torch.zeros_like(wide(theta))}
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         g, loss = gradients(task, message["theta"], shards)
-        return {"delta": -lr * g, "loss": loss}, memory
+        return {"delta": (-lr * g).to(message["theta"]), "loss": loss}, memory
 
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         v = beta * state["v"] + delta
-        return {"theta": state["theta"] + v, "v": v}
+        return {"theta": (state["theta"] + v).to(delta), "v": v}
 
     return Algorithm(init, client, server, theta_alone, task=task)
 
@@ -61,7 +62,7 @@ def gradients(task: Task, theta: Tensor, shards: Shards) -> tuple[Tensor, Tensor
     """
     theta_k = theta.expand(len(shards.n), -1)
     seen = shards.mask.sum((1, 2)).clamp(min=1)  # examples of all batches: n_k, E times
-    total, loss = torch.zeros_like(theta_k), torch.zeros_like(seen)
+    total, loss = torch.zeros_like(wide(theta_k)), torch.zeros_like(seen)
     for x, y, mask in shards.batches():
         g, objective = task.grad(theta_k, x, y, mask)
         share = mask.sum(1) / seen

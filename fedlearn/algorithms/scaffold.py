@@ -3,6 +3,7 @@
 import torch
 
 from ..checks import check, is_whole, positive
+from ..task import weighted
 from .base import Algorithm, Kept, Message, Reply, Shards, State, Task, Tensor, check_total, descend
 from .fedsgd import gradients
 
@@ -62,12 +63,12 @@ def scaffold(
             delta_c = gradients(task, theta, shards)[0] - c_k
         else:
             delta_c = -delta / (tau.clamp(min=1) * lr) - c
-        delta_c = delta_c * (tau > 0)  # who took no step has learnt nothing
+        delta_c = (delta_c * (tau > 0)).to(theta)  # who took no step has learnt nothing
         return {"delta": delta, "delta_c": delta_c, "loss": loss}, {"c_k": c_k + delta_c}
 
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         w = reply["n"] / check_total("scaffold", n_total, reply["n"])
-        theta, c = state["theta"] + server_lr * delta, state["c"] + w @ reply["delta_c"]
+        theta, c = state["theta"] + server_lr * delta, state["c"] + weighted(w, reply["delta_c"])
         return {"theta": theta, "c": c}
 
     return Algorithm(init, client, server, memory=memory, task=task)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ..task import wide
 from .base import Algorithm, Kept, Message, Reply, Shards, State, Tensor
 
 
@@ -33,7 +34,7 @@ def scheduled(make: Callable[[float], Algorithm], lr: Callable[[int], float]) ->
 
     def message(state: State) -> Message:
         inner = first.message({k: v for k, v in state.items() if k != "t"})
-        return {**inner, "lr": state["theta"].new_tensor(lr(state["t"]))}
+        return {**inner, "lr": wide(state["theta"]).new_tensor(lr(state["t"]))}
 
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         inner = {k: v for k, v in message.items() if k != "lr"}
@@ -43,4 +44,4 @@ def scheduled(make: Callable[[float], Algorithm], lr: Callable[[int], float]) ->
         inner = {k: v for k, v in state.items() if k != "t"}
         return {**make(lr(state["t"])).server(inner, delta, reply, p), "t": state["t"] + 1}
 
-    return Algorithm(init, client, server, message, first.memory, first.task, idle)
+    return first._replace(init=init, client=client, server=server, message=message, idle=idle)

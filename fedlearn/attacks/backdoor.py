@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from ..checks import check, positive, probability, whole
+from ..checks import check, is_whole, number, positive, probability, whole
+from ..data import fit, like, tensor
 from ..model import Task
+from ..partition.base import rows
 from ..rng import Use, numpy_rng
 from ..transform import Context
 from .byzantine import Attack, _attackers
@@ -42,9 +44,10 @@ def stamp(x: Tensor, shape: tuple[int, ...], size: int = 2, value: float = 1.0) 
     flat = len(shape) in (2, 3) and x.dim() == 2 and x.shape[1] == math.prod(shape)
     rule = f"(n, features) pictures of shape {tuple(shape)} lying flat"
     check("stamp", "x", tuple(x.shape), flat, rule, "digits.x")
-    fits = isinstance(size, int) and 1 <= size <= min(shape[-2:])
+    check("stamp", "x", x.dtype, x.is_floating_point(), "of real numbers", "digits.x")
+    fits = is_whole(size, 1, min(shape[-2:]))
     check("stamp", "size", size, fits, f"an integer from 1 to {min(shape[-2:])}", 2)
-    check("stamp", "value", value, math.isfinite(value), "finite", 1.0)
+    check("stamp", "value", value, math.isfinite(number(value)), "finite", 1.0)
     out = x.clone()
     out.unflatten(1, shape)[..., -size:, -size:] = value
     return out
@@ -86,16 +89,35 @@ def poison(
         Gu, Dolan-Gavitt, Garg, 2017 (BadNets); on clients: Bagdasaryan, Veit, Hua, Estrin,
         Shmatikov, 2020, "How to backdoor federated learning".
     """
+    x, y = tensor("poison", "x", x), tensor("poison", "y", y)
+    parts = rows("poison", parts, len(y), empty=True)
     bad = _attackers("poison", attackers, len(parts))
     probability("poison", "share", share, 0.5)
     whole("poison", "target", target, 0, example=7)
+    _are_classes("poison", x, y)
     x, y = x.clone(), y.clone()
     for k in bad:
         own = parts[k]
+        check("poison", f"parts[{k}]", own, len(own) > 0, "rows, one at least", "np.arange(10)")
         m = max(1, round(share * len(own)))
-        rows = numpy_rng(seed, Use.ATTACK, int(k)).choice(own, size=m, replace=False)
-        x[rows], y[rows] = trigger(x[rows]), target
+        some = numpy_rng(seed, Use.ATTACK, int(k)).choice(own, size=m, replace=False)
+        x[some], y[some] = _shown("poison", trigger, x[some]), target
     return x, y
+
+
+def _are_classes(name: str, x: Tensor, y: Tensor) -> None:
+    fine = y.shape == (len(x),) and not y.is_floating_point() and len(x) > 0
+    rule = f"a class for each of {len(x)} examples, (n,) integers"
+    check(name, "y", f"{tuple(y.shape)} {y.dtype}", fine, rule, "digits.y")
+
+
+def _shown(name: str, trigger: Trigger, x: Tensor) -> Tensor:
+    """The examples with the trigger in them; one for all would be spread over them unnoticed."""
+    out = trigger(x)
+    same = out.shape == x.shape and bool(out.isfinite().all())
+    rule = f"examples -> finite ones of the same shape {tuple(x.shape)}"
+    check(name, "trigger", tuple(out.shape), same, rule, "lambda x: stamp(x, (8, 8))")
+    return out
 
 
 def boost(factor: float) -> Attack:
@@ -165,7 +187,8 @@ def backdoor_rate(
         theta: (d,) its parameters.
         x: (m, ...) test examples, without the trigger.
         y: (m,) their true classes.
-        trigger, target: As for :func:`poison`; ValueError if all examples are of class ``target``.
+        trigger, target: As for :func:`poison`; ValueError if all examples are of class ``target``,
+            the model has no such class, or its scores are NaN.
 
     Example:
         >>> import torch
@@ -180,8 +203,17 @@ def backdoor_rate(
     Reference:
         Bagdasaryan et al., 2020 (their "backdoor accuracy").
     """
+    x, y = (like(v, theta) for v in fit("backdoor_rate", task, x, y, theta))
+    whole("backdoor_rate", "target", target, 0, example=7)
+    _are_classes("backdoor_rate", x, y)
+    scores = task.predict(theta, x[:1])
+    rule = "a model with a score for each class"
+    check("backdoor_rate", "task", tuple(scores.shape), scores[0].numel() > 1, rule, "mlp(64, 10)")
     others = y != target
     good = bool(others.any())
     check("backdoor_rate", "target", target, good, "not the class of all examples", 7)
-    seen = task.predict(theta, trigger(x[others])).argmax(-1)
-    return float((seen == target).double().mean())
+    scores = task.predict(theta, _shown("backdoor_rate", trigger, x[others]))
+    known = target < scores.shape[-1]
+    check("backdoor_rate", "target", target, known, f"a class 0..{scores.shape[-1] - 1}", 1)
+    check("backdoor_rate", "theta", theta, bool(scores.isfinite().all()), "finite", "state.theta")
+    return float((scores.argmax(-1) == target).double().mean())

@@ -17,9 +17,12 @@ from torch import Tensor
 
 from ..algorithms import Message, Reply
 from ..checks import check, is_whole, positive, whole
+from ..data import tensor
 from ..loop import Clients
+from ..partition.base import rows
 from ..recipe import Memories
-from ..rng import Use, numpy_rng
+from ..rng import Use
+from ..task import wide
 from ..transform import Context
 
 Attack = Callable[[Tensor, Tensor, Context], Tensor]  # honest (H, d), own (f, d), ctx -> (f, d)
@@ -68,20 +71,25 @@ class Byzantine:
     def run(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
         """Train the clients ``ctx.answered``, then replace the attackers' updates."""
         reply, kept = self.clients.run(message, ctx, memory)
+        return self.strike(reply, ctx.heard(reply)), kept
+
+    def strike(self, reply: Reply, ctx: Context) -> Reply:
+        """The reply of ``ctx.answered`` with the attackers' updates in place of their own."""
         bad = np.isin(ctx.answered, self.attackers)
         if not bad.any():
-            return reply, kept
+            return reply
         delta, them = reply["delta"].clone(), torch.from_numpy(bad).to(self.device)
         own = delta[them]
         seen = own if bad.all() else delta[~them]
         sent = self.attack(seen, own, ctx.keep(bad))
-        if sent.shape != own.shape:
+        got = tuple(sent.shape) if isinstance(sent, Tensor) else type(sent).__name__
+        if got != own.shape or sent.is_complex():
             raise ValueError(
                 f"Byzantine: the attack must return a row for each of its {len(own)} clients, "
-                f"{tuple(own.shape)}, got {tuple(sent.shape)}, e.g. -own"
+                f"{tuple(own.shape)}, real, got {got}, e.g. -own"
             )
         delta[them] = sent.to(delta)
-        return {**reply, "delta": delta}, kept
+        return {**reply, "delta": delta}
 
 
 def sign_flip(scale: float = 1.0) -> Attack:
@@ -105,7 +113,8 @@ def sign_flip(scale: float = 1.0) -> Attack:
 def gaussian(std: float) -> Attack:
     """Noise instead of an update: every number from N(0, std²), independent of all data.
 
-    A client's draw depends on (seed, round, client) alone.
+    A client's draw is a function of seed, round, client and ``std``, in a secret run, too: no noise
+    that protects anybody.
 
     Args:
         std: > 0 and finite, else ValueError.
@@ -121,9 +130,7 @@ def gaussian(std: float) -> Attack:
     positive("gaussian", "std", std, 0.2)
 
     def attack(honest: Tensor, own: Tensor, ctx: Context) -> Tensor:
-        draws = [numpy_rng(ctx.seed, Use.ATTACK, ctx.round, int(k)) for k in ctx.answered]
-        noise = np.stack([g.standard_normal(own.shape[1]) for g in draws])
-        return std * torch.from_numpy(noise).to(own)
+        return ctx._replace(secret=False).noise(Use.ATTACK, std, own)
 
     return attack
 
@@ -158,8 +165,9 @@ def little_is_enough(z: float | None = None) -> Attack:
     def attack(honest: Tensor, own: Tensor, ctx: Context) -> Tensor:
         f = len(own)
         far = z_max(len(honest) + f, f) if z is None else z
-        row = honest.mean(0) - far * honest.std(0, correction=0)
-        return row.expand_as(own)
+        rows = wide(honest)
+        row = rows.mean(0) - far * rows.std(0, correction=0)
+        return row.to(own).expand_as(own)
 
     return attack
 
@@ -213,7 +221,7 @@ def inner_product(epsilon: float) -> Attack:
         manipulation".
     """
     positive("inner_product", "epsilon", epsilon, 0.5)
-    return lambda honest, own, ctx: (-epsilon * honest.mean(0)).expand_as(own)
+    return lambda honest, own, ctx: (-epsilon * wide(honest).mean(0)).to(own).expand_as(own)
 
 
 def label_flip(
@@ -224,7 +232,7 @@ def label_flip(
     Data poisoning: it needs no change of the client's program.
 
     Args:
-        y: (n,) classes. A changed copy is returned.
+        y: (n, ...) classes. A changed copy is returned.
         parts: N index arrays.
         attackers: Different numbers of the clients that do it, else ValueError.
         classes: C; ValueError if a label of theirs is not in 0..C-1.
@@ -238,7 +246,9 @@ def label_flip(
         Fang, Cao, Jia, Gong, 2020, "Local model poisoning attacks to Byzantine-robust federated
         learning" (its label flipping attack).
     """
-    out = y.clone()
+    y = tensor("label_flip", "y", y)
+    check("label_flip", "y", str(y.dtype), not y.is_floating_point(), "integer classes", "y.long()")
+    out, parts = y.clone(), rows("label_flip", parts, len(y), empty=True)
     for k in _attackers("label_flip", attackers, len(parts)):
         mine = y[parts[k]]
         good = bool(((mine >= 0) & (mine < classes)).all())

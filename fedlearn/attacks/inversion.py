@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..checks import not_negative, positive, whole
+from ..checks import check, not_negative, positive, whole
 from ..rng import Use, numpy_rng
 from . import search
 from .messages import Send
@@ -69,6 +69,7 @@ def dlg(
     """
     whole("dlg", "classes", classes, 2)
     search.check_search("dlg", target, shape, steps)
+    not_negative("dlg", "enough", enough, 1e-10)
     rng = numpy_rng(seed, Use.GUESS, restart)
     x = search.start(rng, shape, target)
     logits = torch.from_numpy(rng.standard_normal((shape[0], classes))).to(target)
@@ -116,6 +117,7 @@ def idlg(
     """
     search.check_search("idlg", target, shape, steps)
     search.check_labels("idlg", y, shape)
+    not_negative("idlg", "enough", enough, 1e-10)
     x = search.start(numpy_rng(seed, Use.GUESS, restart), shape, target)
     distance = search.relative("idlg", target)
     now = lambda: (x.detach().clone(), y)
@@ -200,6 +202,7 @@ def best(
         1.0
     """
     whole("best", "restarts", restarts, example=4)
+    not_negative("best", "enough", enough, 1e-8)
     found: Guess | None = None
     for r in range(restarts):
         for guess in attack(r):
@@ -230,12 +233,15 @@ def match(guess: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         >>> match(truth.flip(0) + 0.1, truth)
         (tensor([0.0100, 0.0100]), tensor([1, 0]))
     """
-    if guess.shape != truth.shape or guess.dim() < 2:
+    if guess.shape != truth.shape or guess.dim() < 2 or not guess.numel():
         raise ValueError(
             "match: wants two batches of one shape (B, ...), got "
             f"{tuple(guess.shape)} and {tuple(truth.shape)}, e.g. (4, 64) and (4, 64)"
         )
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+    for name, batch in (("guess", guess), ("truth", truth)):
+        fine = batch.is_floating_point() and bool(batch.isfinite().all())
+        check("match", name, batch, fine, "finite real numbers", "last.x")
+    from scipy.optimize import linear_sum_assignment
 
     a, b = guess.detach().flatten(1), truth.detach().flatten(1)
     cost = ((b[:, None] - a[None]) ** 2).mean(-1)  # (truth, guess)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check, whole
+from ..checks import check, is_whole, number, whole
 
 
 def invert_linear(
@@ -56,19 +56,21 @@ def invert_linear(
     input of the layer that has the bias.
     """
     units = len(bias_grad) if bias_grad.dim() == 1 else -1
-    if weight_grad.dim() != 2 or len(weight_grad) != units:
+    if weight_grad.dim() != 2 or len(weight_grad) != units or not weight_grad.numel():
         raise ValueError(
             "invert_linear: wants weight_grad (units, inputs) and bias_grad (units,), got "
             f"{tuple(weight_grad.shape)} and {tuple(bias_grad.shape)}, e.g. (10, 64) and (10,)"
         )
+    finite = bool(weight_grad.isfinite().all() and bias_grad.isfinite().all())
+    check("invert_linear", "weight_grad", "NaN or inf", finite, "finite, like bias_grad", "g[:640]")
     if rows is None:
         scale = bias_grad.abs().max()  # squares of tiny gradients would underflow
         _not_zero(bool(scale > 0), "every bias gradient is 0", "the layer saw no gradient at all")
         g = bias_grad / scale
         return (g / (g @ g)) @ (weight_grad / scale)
-    at = torch.as_tensor(list(rows), dtype=torch.long)
-    inside = bool(((at >= -units) & (at < units)).all())
+    inside = len(rows) > 0 and all(is_whole(k, -units, units - 1) for k in rows)
     check("invert_linear", "rows", list(rows), inside, f"units 0..{units - 1}", [0])
+    at = torch.as_tensor(list(map(int, rows)))
     g = bias_grad[at, None]
     _not_zero(bool((g != 0).all()), f"a bias gradient of rows {list(rows)} is 0", "leave it out")
     return weight_grad[at] / g
@@ -107,6 +109,8 @@ def reveal_label(grad: Tensor) -> int:
     fine = grad.dim() in (1, 2) and len(grad) > grad.dim()
     rule = "of shape (C,) with C >= 2, or (C, inputs) with C >= 3"
     check("reveal_label", "grad", tuple(grad.shape), fine, rule, "g[-10:]")
+    finite = grad.is_floating_point() and bool(grad.isfinite().all())
+    check("reveal_label", "grad", grad, finite, "finite real numbers", "g[-10:]")
     if grad.dim() == 1:
         alone = grad < 0
     else:
@@ -158,7 +162,10 @@ def label_counts(bias_grad: Tensor, batch: int, expected: Tensor | None = None) 
     gradient, from dummy inputs or from examples of their own, and subtract greedily.
     """
     name, C = "label_counts", bias_grad.numel()
-    check(name, "bias_grad", tuple(bias_grad.shape), bias_grad.dim() == 1, "(C,)", "g[-10:]")
+    shaped = bias_grad.dim() == 1 and C >= 2
+    check(name, "bias_grad", tuple(bias_grad.shape), shaped, "(C,), C >= 2", "g[-10:]")
+    finite = bias_grad.is_floating_point() and bool(bias_grad.isfinite().all())
+    check(name, "bias_grad", bias_grad, finite, "finite real numbers", "g[-10:]")
     whole(name, "batch", batch, example=8)
     q = bias_grad.new_full((C,), 1 / C) if expected is None else expected
     sums = q.sum(-1) if q.shape in ((C,), (C, C)) else torch.zeros(())
@@ -226,10 +233,11 @@ def membership(members: Tensor, others: Tensor, threshold: float | None = None) 
     Differs from the paper: its threshold adversary compares two known densities of the error; a
     cut, e.g. at the mean training loss, is the usual simplification.
     """
-    groups = [np.asarray(v, float).ravel() for v in (members, others)]
+    groups = [np.asarray(v, float) for v in (members, others)]
     for name, v in zip(("members", "others"), groups, strict=True):
-        fine = len(v) > 0 and not np.isnan(v).any()
-        check("membership", name, v, fine, "losses, at least one and none NaN", "task.loss(z, y)")
+        fine = v.ndim == 1 and len(v) > 0 and not np.isnan(v).any()
+        rule = "losses (n,), at least one and none NaN"
+        check("membership", name, v, fine, rule, "task.loss(z, y)")
     a, b = map(np.sort, groups)
     below = np.searchsorted(b, a, "left") + np.searchsorted(b, a, "right")
     auc = 1 - below.sum() / 2 / (len(a) * len(b))
@@ -237,6 +245,7 @@ def membership(members: Tensor, others: Tensor, threshold: float | None = None) 
         cuts = np.concatenate([[-math.inf], a])  # between two members the others only add up
         called = lambda v: np.searchsorted(v, cuts, "right") / len(v)
         threshold = float(cuts[(called(a) - called(b)).argmax()])
-    check("membership", "threshold", threshold, not math.isnan(threshold), "a number", 0.1)
+    check("membership", "threshold", threshold, not math.isnan(number(threshold)), "a number", 0.1)
+    threshold = number(threshold)
     tpr, fpr = float((a <= threshold).mean()), float((b <= threshold).mean())
     return Membership(float(threshold), tpr, fpr, tpr - fpr, float(auc))

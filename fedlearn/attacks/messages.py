@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check, positive, whole
-from ..task import Task
+from ..task import Task, binary_cross_entropy, squared_error
 
 Send = Callable[[Tensor, Tensor], Tensor]  # x (B, ...), y (B,) or (B, C) -> message (d,)
 
@@ -25,7 +25,8 @@ def gradient(task: Task, theta: Tensor) -> Send:
         task: A classifier. Its activations should be smooth (sigmoid, tanh): a ReLU's second
             derivative is 0, and L-BFGS often gets stuck. Signed Adam, ``invert_cosine``, works
             on ReLU networks, too.
-        theta: (d,) the broadcast parameters; ValueError if they don't fit the task.
+        theta: (d,) the broadcast parameters; ValueError if they don't fit the task;
+            later, too, if y are no such labels.
 
     Example:
         >>> from fedlearn.model import softmax_regression
@@ -81,12 +82,25 @@ def update(task: Task, theta: Tensor, lr: float, steps: int) -> Send:
 
 def _slope(task: Task, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
     odds = task.predict(theta, x).log_softmax(-1)
+    _are_labels(y, *odds.shape)
     if y.dim() == 1:
         loss = -odds.gather(-1, y[:, None]).mean()
     else:
         loss = -(y * odds).sum(-1).mean()
     (g,) = torch.autograd.grad(loss, theta, create_graph=True)
     return g
+
+
+def _are_labels(y: Tensor, B: int, C: int) -> None:
+    """(B,) classes or (B, C) probabilities: others would be paired with the wrong examples."""
+    if y.dim() == 1:
+        fine = len(y) == B and y.dtype == torch.int64 and bool(((y >= 0) & (y < C)).all())
+    else:
+        fine = y.shape == (B, C) and y.is_floating_point()
+        rows = y.detach()
+        fine = fine and bool((rows >= 0).all() and ((rows.sum(-1) - 1).abs() < 1e-3).all())
+    rule = f"{B} classes 0..{C - 1}, int64, or ({B}, {C}) probabilities"
+    check("send", "y", y, fine, rule, "torch.tensor([3])")
 
 
 def _as_asked(message: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -98,3 +112,7 @@ def _fits(name: str, task: Task, theta: Tensor) -> None:
     d = task.theta0.numel()
     ok = tuple(theta.shape) == (d,)
     check(name, "theta", tuple(theta.shape), ok, f"of shape ({d},) for this task", "task.theta0")
+    check(name, "theta", theta, bool(theta.isfinite().all()), "finite", "task.theta0")
+    other = task.loss in (squared_error, binary_cross_entropy)
+    rule = "a classifier's: the message is a gradient of cross_entropy"
+    check(name, "task", getattr(task.loss, "__name__", ""), not other, rule, "from_module(module)")

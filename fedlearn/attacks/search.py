@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check, whole
+from ..checks import check, is_whole, whole
 
 
 class Guess(NamedTuple):
@@ -109,7 +109,8 @@ def variation(shape: Sequence[int], picture: tuple[int, int] | None) -> Callable
     """TV: the mean absolute difference of neighbouring pixels, down and across."""
     h, w = picture or tuple(shape)[-2:]
     pixels = math.prod(shape[1:])
-    if h < 2 or w < 2 or (len(shape) < 3 and not picture) or pixels % (h * w):
+    whole_sizes = is_whole(h, 2) and is_whole(w, 2)
+    if not whole_sizes or (len(shape) < 3 and not picture) or pixels % (h * w):
         raise ValueError(
             "invert_cosine: total variation needs pictures: picture must be (h, w) and fill an "
             f"example of {pixels} numbers, got {picture}, e.g. picture=(8, 8)"
@@ -128,12 +129,13 @@ def check_search(name: str, target: Tensor, shape: Sequence[int], steps: int) ->
     fine = fine and not target.requires_grad and bool((target != 0).any())
     rule = "a finite vector (d,) other than 0, without a graph"
     check(name, "target", target, fine, rule, "send(x, y)")
-    sizes = len(shape) >= 2 and all(isinstance(n, (int, np.integer)) and n >= 1 for n in shape)
-    check(name, "shape", tuple(shape), sizes, "(B, ...), integers >= 1", "(1, 64)")
+    sizes = np.iterable(shape) and len(shape) >= 2 and all(map(is_whole, shape))
+    check(name, "shape", shape, sizes, "(B, ...), integers >= 1", "(1, 64)")
     whole(name, "steps", steps, example=100)
 
 
 def check_labels(name: str, y: Tensor, shape: Sequence[int]) -> None:
     """One integer label an example."""
-    ok = tuple(y.shape) == (shape[0],) and not y.is_floating_point()
-    check(name, "y", y, ok, f"{shape[0]} integer labels, one an example", "torch.tensor([3])")
+    ok = tuple(y.shape) == (shape[0],) and y.dtype == torch.int64 and bool((y >= 0).all())
+    rule = f"{shape[0]} integer labels >= 0, int64, one an example"
+    check(name, "y", y, ok, rule, "torch.tensor([3])")

@@ -4,6 +4,7 @@ Notation: client k of N holds n_k examples, p_k = n_k / n; q_{k,c} is the share 
 them, q_c = Σ_k p_k q_{k,c} its share overall.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,20 +13,25 @@ import torch
 from torch import Tensor
 
 from ..checks import check
-from ..data import check_labels
-from ..task import Task
+from ..data import check_population, fit, like
+from ..task import Task, cross_entropy, squared_error, wide
 
 
 def evaluator(task: Task, x: Tensor, y: Tensor) -> Callable[[Tensor], dict[str, float]]:
     """A function of theta alone: mean loss and accuracy on x, y. Give it to ``federate``.
 
-    It is theta (d,) -> {"loss": mean, "accuracy": share of examples classified right, 0 to 1}.
+    It is theta (d,) -> {"loss": mean, "accuracy": share of answers that are right, 0 to 1}.
+
+    There is an accuracy where an answer can be right: the class with the highest of scores
+    (B, C, ...), where y holds classes (words: each counts, those with -100, which PyTorch's losses
+    ignore, don't), and the sign of one score where y is 0 or 1 (a loss that takes probabilities:
+    above a half). Not for regression, and not for several labels an example.
 
     Args:
         task: The model and its loss.
         x: (m, ...), m >= 1.
-        y: (m,) classes, or real targets (then there is no accuracy). ValueError if a class lies
-            outside the model's.
+        y: (m, ...) classes or targets. ValueError if x and y don't fit the model and its loss, as
+            for ``Simulated``. Both are copied.
 
     Example:
         >>> from fedlearn.model import softmax_regression
@@ -33,25 +39,28 @@ def evaluator(task: Task, x: Tensor, y: Tensor) -> Callable[[Tensor], dict[str, 
         >>> evaluator(task, torch.zeros(4, 2), torch.tensor([0, 0, 1, 2]))(task.theta0)
         {'loss': 1.098612..., 'accuracy': 0.5}
     """
-    if not 0 < len(y) == len(x):
-        raise ValueError(
-            f"evaluator: needs x and y of at least one example, a row each, got {len(x) or 'none'} "
-            f"and {len(y)}, e.g. data.x_test and data.y_test"
-        )
-    classes = not y.is_floating_point()
-    if classes:
-        check_labels("evaluator", y, task.predict(task.theta0, x[:1].cpu()).shape[-1])
+    _whole_task("evaluator", task)
+    x, y = (v.clone() for v in fit("evaluator", task, x, y))
+    decide = decision(task, x, y)
 
     @torch.no_grad()
     def evaluate(theta: Tensor) -> dict[str, float]:
-        scores = torch.cat([task.predict(theta, part.to(theta.device)) for part in x.split(10_000)])
-        y_ = y.to(theta.device)
-        out = {"loss": task.loss(scores, y_).mean().item()}
-        if classes:
-            out["accuracy"] = int((scores.argmax(-1) == y_).sum()) / len(y_)  # 342/360 is 0.95
+        target = like(y, theta)
+        scores = torch.cat([task.predict(theta, like(part, theta)) for part in x.split(10_000)])
+        out = {"loss": wide(task.loss(wide(scores), wide(target))).mean().item()}
+        if decide:
+            right, asked = decide(scores, target)
+            out["accuracy"] = int(right.sum()) / int(asked.sum())  # 342/360 is 0.95
         return out
 
     return evaluate
+
+
+def _whole_task(name: str, task: Task) -> None:
+    ok = task.predict is not None and task.loss is not None
+    check(
+        name, "task", "its gradient alone", ok, "a model and its loss", "softmax_regression(64, 10)"
+    )
 
 
 def label_distance(counts: np.ndarray) -> np.ndarray:
@@ -146,10 +155,10 @@ def client_gradients(
 
     Args:
         task: The model and its loss.
-        theta: (d,).
+        theta: (d,); or (N, d), a model a client.
         x: (n, ...).
-        y: (n,).
-        parts: N index arrays.
+        y: (n, ...). ValueError if x, y and parts don't fit, as for ``Simulated``.
+        parts: N index arrays, none empty.
 
     Example:
         >>> from fedlearn.model import softmax_regression
@@ -159,12 +168,29 @@ def client_gradients(
         tensor([[-0.5000,  0.5000],
                 [ 0.5000, -0.5000]])
     """
+    own = check_population("client_gradients", task, x, y, parts, theta)
+    x, y = like(own.x, theta), like(own.y, theta)
     rows = []
-    for own in parts:
-        at = torch.from_numpy(np.asarray(own))
-        mask = torch.ones(1, len(at), dtype=theta.dtype, device=theta.device)
-        rows.append(task.grad(theta[None], x[at][None], y[at][None], mask)[0][0])
+    for at, theta_k in zip(
+        own.parts, _each("client_gradients", theta, len(own.parts)), strict=True
+    ):
+        mask = wide(torch.ones(1, len(at), dtype=theta.dtype, device=theta.device))
+        rows.append(task.grad(theta_k[None], x[at][None], y[at][None], mask)[0][0])
     return torch.stack(rows)
+
+
+def _each(name: str, theta: Tensor, N: int) -> Tensor:
+    """(N, d), of one theta for all or one a client."""
+    fits = theta.dim() == 1 or (theta.dim() == 2 and len(theta) == N)
+    check(
+        name,
+        "theta",
+        tuple(theta.shape),
+        fits,
+        f"(d,), or (N, d) with N={N} clients",
+        "task.theta0",
+    )
+    return theta.detach().expand(N, -1)
 
 
 class Dissimilarity(NamedTuple):
@@ -203,6 +229,8 @@ def gradient_dissimilarity(gradients: Tensor, p: Tensor) -> Dissimilarity:
         identity above meets with B = 1 and G² the largest G²(theta).
     """
     _weights("gradient_dissimilarity", gradients, p)
+    gradients = wide(gradients)
+    p = p.to(gradients)
     g = p @ gradients
     mean_square, square = float(p @ gradients.square().sum(1)), float(g.square().sum())
     spread = float(p @ (gradients - g).square().sum(1))
@@ -243,6 +271,8 @@ def drift(deltas: Tensor, p: Tensor) -> Drift:
         the updates.
     """
     _weights("drift", deltas, p)
+    deltas = wide(deltas)
+    p = p.to(deltas)
     each, together = deltas.norm(dim=1), float((p @ deltas).norm())
     total = float(p @ each.square())
     return Drift(each, together, 1.0 - together**2 / total if total > 0 else 0.0)
@@ -259,7 +289,8 @@ def cosines(deltas: Tensor, p: Tensor) -> Tensor:
         tensor([0.6000, 0.6000])
     """
     _weights("cosines", deltas, p)
-    mean = p @ deltas
+    deltas = wide(deltas)
+    mean = p.to(deltas) @ deltas
     length = deltas.norm(dim=1) * mean.norm()
     return torch.where(length > 0, deltas @ mean / length.clamp(min=1e-30), 0.0)
 
@@ -279,6 +310,7 @@ def weight_divergence(theta: Tensor, reference: Tensor) -> float:
     Reference:
         Zhao et al., 2018, eq. 2.
     """
+    theta, reference = wide(theta), wide(reference)
     if theta.shape != reference.shape or float(reference.norm()) == 0:
         raise ValueError(
             f"weight_divergence: needs two vectors (d,), the reference not 0, got shapes "
@@ -292,31 +324,127 @@ def client_metrics(
 ) -> dict[str, np.ndarray]:
     """Loss and accuracy of one model on every client's own examples, by name, (N,) each.
 
-    No accuracy for regression. Their spread is ``result["accuracy"].std()``, the worst client
-    ``.min()``.
+    Their spread is ``result["accuracy"].std()``, the worst client ``.min()``. Accuracy as for
+    :func:`evaluator`. A client without an example, a hospital that the test set lacks, has no
+    number: the arrays are masked ones then (``numpy.ma``), whose means leave it out, and client k
+    stays at place k.
 
     Args:
-        task, theta, x, y, parts: As for :func:`client_gradients`.
+        task: The model and its loss.
+        theta: (d,); or (N, d), a model a client, judged on that client's examples.
+        x: (n, ...).
+        y: (n, ...). ValueError if x, y and parts don't fit, as for ``Simulated``.
+        parts: N index arrays; not all empty, else ValueError.
 
     Example:
         >>> from fedlearn.model import softmax_regression
-        >>> task = softmax_regression(2, 2)
-        >>> y = torch.tensor([0, 1])
-        >>> m = client_metrics(task, task.theta0, torch.eye(2), y, [np.array([0]), np.array([1])])
-        >>> m["accuracy"]
+        >>> task, x, y = softmax_regression(2, 2), torch.eye(2), torch.tensor([0, 1])
+        >>> client_metrics(task, task.theta0, x, y, [[0], [1]])["accuracy"]
         array([1., 0.])
+        >>> third = client_metrics(task, task.theta0, x, y, [[0], [], [1]])["accuracy"]
+        >>> third.mask.tolist(), float(third.mean())
+        ([False, True, False], 0.5)
     """
-    sizes = np.array([len(own) for own in parts])
-    rows, owner = np.concatenate(parts), np.repeat(np.arange(len(parts)), sizes)
+    name = "client_metrics"
+    _whole_task(name, task)
+    own = check_population(name, task, x, y, parts, theta, empty=True)
+    x, y, held = like(own.x, theta), like(own.y, theta), own.parts
+    models = _each(name, theta, len(held))
+    sizes = np.array([len(rows) for rows in held])
+    check(name, "parts", sizes.tolist(), bool(sizes.any()), "not all empty", [[0, 2], [1]])
+    rows, owner = np.concatenate(held), np.repeat(np.arange(len(held)), sizes)
     with torch.no_grad():
-        scores = torch.cat([task.predict(theta, part) for part in x.split(10_000)])
-        per_example = {"loss": task.loss(scores, y)}
-        if not y.is_floating_point():
-            per_example["accuracy"] = (scores.argmax(-1) == y).float()
-    return {
-        name: np.bincount(owner, weights=v.cpu().numpy()[rows], minlength=len(sizes)) / sizes
-        for name, v in per_example.items()
-    }
+        if theta.dim() == 1:
+            scores = torch.cat([task.predict(theta, part) for part in x.split(10_000)])[rows]
+        else:
+            of = lambda k: [task.predict(models[k], part) for part in x[held[k]].split(10_000)]
+            scores = torch.cat([part for k in np.flatnonzero(sizes) for part in of(k)])
+        counts = {"loss": (task.loss(wide(scores), wide(y[rows])), torch.ones(len(rows)))}
+        if decide := decision(task, own.x, own.y):
+            counts["accuracy"] = decide(scores, y[rows])
+    add = lambda v: np.bincount(owner, v.double().cpu().numpy(), minlength=len(sizes))
+    return {k: _share(*map(add, parts_of)) for k, parts_of in counts.items()}
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole; masked where there is nothing to share."""
+    if whole.all():
+        return part / whole
+    return np.ma.masked_array(np.where(whole > 0, part / np.maximum(whole, 1), np.nan), whole == 0)
+
+
+# -- when an answer is right -----------------------------------------------------------------------
+
+Decide = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # scores, y -> right (B,), asked (B,)
+_IGNORED = -100  # PyTorch's ignore_index
+
+
+def decision(task: Task, x: Tensor, y: Tensor) -> Decide | None:
+    """How many answers of each example are right, and how many count; None where none can be.
+
+    Which classes a user's own loss means is asked of the loss: the class with the higher score must
+    have the lower loss.
+
+    Example:
+        >>> from fedlearn.model import softmax_regression
+        >>> x, y = torch.zeros(2, 3), torch.tensor([0, 1])
+        >>> decide = decision(softmax_regression(3, 2), x, y)
+        >>> decide(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), y)[0]
+        tensor([1, 0])
+    """
+    with torch.no_grad():
+        theta, at = task.theta0, [0, 0]
+        z, few = task.predict(theta, like(x[at], theta)), like(y[at], theta)
+    if task.loss is squared_error:
+        return None
+    many = lambda hit: hit.flatten(1).sum(1) if hit.dim() > 1 else hit.long()
+    if z[0].numel() == 1 == few[0].numel() and bool(((y == 0) | (y == 1)).all()):
+        middle = _middle(task, z, few)
+        one = lambda z, y: many((z.reshape(y.shape) > middle) == (y > 0.5))
+        return None if middle is None else lambda z, y: (one(z, y), many(torch.ones_like(y) > 0))
+    classes = z.dim() > 1 and z.shape[1] > 1 and z.shape[2:] == y.shape[1:]
+    if not classes or y.is_floating_point():
+        return None
+    asked = y != _IGNORED
+    known = bool((((y >= 0) & (y < z.shape[1])) | ~asked).all()) and bool(asked.any())
+    if not known or not _ranks(task, z, few):
+        return None
+    return lambda z, y: (many(z.argmax(1) == y), many(y != _IGNORED))
+
+
+def _at(task: Task, z: Tensor, y: Tensor, label: int) -> float:
+    """The loss of one label, NaN if the loss can't take the scores."""
+    try:
+        return float(task.loss(z, torch.full_like(y, label))[0])
+    except (RuntimeError, ValueError):
+        return math.nan
+
+
+def _middle(task: Task, z: Tensor, y: Tensor) -> float | None:
+    """Where one score says 1 instead of 0: 0, or 0.5 if the loss takes probabilities alone.
+
+    There the loss of label 1 on one side is that of label 0 on the other, times a weight.
+    """
+    at = lambda score, label: _at(task, torch.full_like(z, score), y, label)
+    weight = lambda middle, off: at(middle + off, 1) / max(at(middle - off, 0), 1e-30)
+    even = lambda middle: math.isclose(weight(middle, 0.1), weight(middle, 0.4), rel_tol=1e-2)
+    if even(0.0):
+        return 0.0
+    return 0.5 if even(0.5) and not math.isfinite(at(-0.5, 0)) else None
+
+
+def _ranks(task: Task, z: Tensor, y: Tensor) -> bool:
+    """Whether the loss of a class falls as its score rises above the others'."""
+    if task.loss is cross_entropy:
+        return True
+    at = lambda high, label: _at(task, _high(z, high), y, label)
+    return at(0, 0) < at(0, 1) and at(1, 1) < at(1, 0)
+
+
+def _high(z: Tensor, c: int) -> Tensor:
+    scores = torch.full_like(z, 0.1)
+    scores[:, c] = 0.8
+    return scores
 
 
 def _shares(name: str, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -333,8 +461,9 @@ def _entropy(q: np.ndarray) -> np.ndarray:
 
 
 def _weights(name: str, rows: Tensor, p: Tensor) -> None:
-    if rows.dim() != 2 or p.shape != rows.shape[:1] or abs(float(p.sum()) - 1) > 1e-4:
+    real = rows.is_floating_point()  # masked ones are none
+    if not real or rows.dim() != 2 or p.shape != rows.shape[:1] or abs(float(p.sum()) - 1) > 1e-4:
         raise ValueError(
-            f"{name}: needs rows (K, d) and weights p (K,) that sum to 1, got shapes "
+            f"{name}: needs real rows (K, d) and weights p (K,) that sum to 1, got shapes "
             f"{tuple(rows.shape)} and {tuple(p.shape)}, sum {float(p.sum()):.4g}, e.g. n / n.sum()"
         )

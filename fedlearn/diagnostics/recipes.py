@@ -8,6 +8,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 PLAIN = (bool, int, float, str, type(None))
@@ -33,6 +34,9 @@ def describe(thing: Any, name: str, seen: dict[int, Any] | None = None) -> dict[
     """
     seen = {} if seen is None else seen
     if isinstance(thing, (Tensor, np.ndarray)):
+        if isinstance(thing, Tensor) and thing.dtype == torch.bfloat16:  # NumPy has no such type
+            said = describe(thing.detach().view(torch.int16), name)
+            return {name: said[name].replace("int16", "bfloat16", 1)}
         array = thing.detach().cpu().numpy() if isinstance(thing, Tensor) else thing
         thing = _digest(np.ascontiguousarray(array))
     if isinstance(thing, (*PLAIN, np.generic)):
@@ -85,11 +89,13 @@ def _methods(kind: type) -> dict[str, Any]:
 
 
 def _layers(module: nn.Module) -> dict[str, Any]:
-    """Of layers that aren't PyTorch's own: how they compute, and the numbers they hold."""
-    parts: dict[str, Any] = {}
+    """What isn't trained; of layers that aren't PyTorch's own: how they compute, their numbers."""
+    still = {k: p for k, p in module.named_parameters() if not p.requires_grad}
+    parts: dict[str, Any] = still | dict(module.named_buffers())
     for name, m in module.named_modules():
         if not type(m).__module__.startswith("torch."):
-            plain = {k: v for k, v in vars(m).items() if isinstance(v, PLAIN) and k != "training"}
+            held = {k: v for k, v in vars(m).items() if k != "training"}
+            plain = {k: v for k, v in held.items() if isinstance(v, (*PLAIN, Tensor))}
             own = {k: f for k, f in vars(type(m)).items() if isinstance(f, FunctionType)}
             parts |= {f"{name}.{k}".lstrip("."): v for k, v in {**plain, **own}.items()}
     return parts

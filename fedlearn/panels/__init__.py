@@ -1,4 +1,5 @@
-"""Live panels for notebooks. The only part of fedlearn that needs ipywidgets and anywidget.
+"""Live panels for notebooks. The only part of fedlearn that needs ipywidgets and anywidget:
+``pip install 'fedlearn[lab]'``.
 
 The README of this folder draws a slider's way to the picture.
 
@@ -6,6 +7,14 @@ The README of this folder draws a slider's way to the picture.
 >>> panel = Panel(show=("alpha",), rounds=3)
 >>> panel.close()
 """
+
+try:
+    import anywidget
+    import ipywidgets
+except ImportError as e:
+    raise ImportError(
+        f"fedlearn.panels needs ipywidgets and anywidget ({e}): pip install 'fedlearn[lab]'"
+    ) from e
 
 from . import controls
 from .engine import Engine, Past, Snapshot
@@ -28,6 +37,8 @@ from .parts.lines import boundary_scene
 from .parts.pictures import Pictures
 from .parts.plane import Plane
 from .parts.readout import Readout
+
+del anywidget, ipywidgets
 
 __all__ = [
     "Bars", "Boundary", "Compare", "Curve", "Dots", "Engine", "Explorable", "Heat", "Holdings",

@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets as W
 
-from ..checks import check
+from ..checks import check, is_whole, positive, whole
 
 __all__ = ["choices", "float_slider", "heading", "log_slider", "menu", "slider"]
 
@@ -26,7 +26,11 @@ def slider(name: str, value: int, low: int, high: int, *, step: int = 1, tip: st
         >>> slider("Clients", 20, 2, 100).value
         20
     """
+    for key, v in {"value": value, "low": low, "high": high}.items():
+        check("slider", key, v, is_whole(v, -math.inf), "an integer, or take float_slider", 5)
+    whole("slider", "step", step, example=1)
     check("slider", "value", value, low <= value <= high, f"in {low}..{high}", low)
+    value = low + (value - low) // step * step
     return W.IntSlider(value, low, high, step=step, **_look(name, tip))
 
 
@@ -39,6 +43,7 @@ def float_slider(
         >>> float_slider("Angle", 0.33, 0.0, 1.0).value
         0.3
     """
+    positive("float_slider", "step", step)
     check("float_slider", "value", value, low <= value <= high, f"in {low}..{high}", low)
     value = min(high, low + round((value - low) / step) * step)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
@@ -55,6 +60,8 @@ def log_slider(
         >>> log_slider("Skew", 0.5, 0.01, 100).value
         0.501
     """
+    positive("log_slider", "low", low, 0.01)
+    positive("log_slider", "step", step)
     check("log_slider", "value", value, low <= value <= high, f"in {low}..{high}", low)
     a, b = math.log10(low), math.log10(high)
     value = 10 ** min(b, a + round((math.log10(value) - a) / step) * step)
@@ -85,6 +92,8 @@ def choices(
         'all'
     """
     pairs = _options("choices", name, options, value)
+    known = [v for _, v in pairs]
+    check("choices", "options", known, None not in known, "named values, not None", "[8, 'all']")
     return W.SelectionSlider(options=pairs, value=value, **_look(name, tip))
 
 
@@ -127,10 +136,12 @@ def mark(control: W.Widget, style: str, on: bool) -> None:
 
 def _options(who: str, name: str, options: Any, value: Any) -> list[tuple[str, Any]]:
     """(what is shown, value) of each."""
-    pairs = options.items() if isinstance(options, Mapping) else [(str(v), v) for v in options]
-    if value not in (known := [v for _, v in pairs]):
+    pairs = [*options.items()] if isinstance(options, Mapping) else [(str(v), v) for v in options]
+    known = [v for _, v in pairs]
+    check(who, "options", known, bool(known), "at least one", "['a', 'b']")
+    if value not in known:
         raise ValueError(
             f"{who}: {name} has no option {value!r}; there are "
             f"{', '.join(map(repr, known))}, e.g. value={known[0]!r}"
         )
-    return list(pairs)
+    return pairs

@@ -7,6 +7,7 @@ Rules that make it hold beside a notebook:
 - the first frame after a change goes out at once, the following at most ``fps`` times a second.
 """
 
+import contextlib
 import threading
 import time
 import weakref
@@ -70,10 +71,17 @@ class _Run:
         nan = float("nan")
         return {k: np.array([row.get(k, nan) for row in self.rows]) for k in names}
 
-    def add(self, frame: Frame) -> None:
-        row = {k: float(v) for k, v in frame.items() if _scalar(v)}
-        self.latest.update((k, v) for k, v in frame.items() if k not in row)
+    def add(self, row: dict[str, float], rest: dict[str, Any]) -> None:
+        self.latest.update(rest)
         self.rows.append(row)
+
+
+def _parted(frame: Any) -> tuple[dict[str, float], dict[str, Any]]:
+    """A frame's scalars, and all else."""
+    if not isinstance(frame, Mapping):
+        raise ValueError(f"make: a frame must be a dict, got {frame!r}, e.g. {{'loss': 0.5}}")
+    row = {k: float(v) for k, v in frame.items() if _scalar(v)}
+    return row, {k: v for k, v in frame.items() if k not in row}
 
 
 def _scalar(v: Any) -> bool:
@@ -229,6 +237,11 @@ class Engine:
         return self._state
 
     @property
+    def error(self) -> str:
+        """What went wrong, in words; "" while all is well."""
+        return self._error
+
+    @property
     def stale(self) -> bool:
         """Whether what runs is wanted no more: ``make`` may ask, and give up a long frame."""
         return self._want != self._run.gen or self._state == "closed"
@@ -331,19 +344,20 @@ class Engine:
             if run.frames is None:
                 run.frames = iter(self._make(**run.params))
             frame = next(run.frames, None)
-        except Exception as e:  # shown in the panel; the thread and the history live on
+            new = None if frame is None else _parted(frame)
+        except (Exception, SystemExit) as e:  # shown in the panel; thread and history live on
             self._fail(run, e)
             return fresh
         with self._cv:
             if self._want != run.gen:
                 return fresh  # a change during the round drops its result
-            if frame is not None:
-                run.add(frame)
-            if frame is None or len(run.rows) > self._rounds:
+            if new is not None:
+                run.add(*new)
+            if new is None or len(run.rows) > self._rounds:
                 self._end("done")
         return fresh
 
-    def _fail(self, run: _Run, e: Exception) -> None:
+    def _fail(self, run: _Run, e: BaseException) -> None:
         plain = isinstance(e, (ValueError, ArithmeticError, FileNotFoundError))
         with self._cv:
             if self._want == run.gen:
@@ -359,7 +373,8 @@ class Engine:
         """The run in hand becomes the ghost if it got beyond a tenth and was looked at."""
         run, ghost = self._run, self._ghost
         if run.frames is not None and hasattr(run.frames, "close"):
-            run.frames.close()
+            with contextlib.suppress(Exception):  # it may raise while it tidies up
+                run.frames.close()
         far = len(run.rows) - 1 > self._rounds / 10
         seen = time.perf_counter() - run.since >= self._settle or ghost is None
         if far and seen and run.params != self._params:

@@ -2,14 +2,16 @@
 
 import base64
 import contextlib
+import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
 
-from ..checks import check
+from ..checks import check, not_negative, positive, whole
 from ..partition.files import write_whole
 from . import kernel
 from .controls import has_value, value_of
@@ -71,12 +73,19 @@ class Explorable:
         fps: float = 20.0,
     ):
         check("Explorable", "parts", len(parts), 1 <= len(parts) <= 4, "one to four", "[Curve()]")
+        strange = [k for k, c in controls.items() if not isinstance(c, W.Widget)]
+        example = "{'a': controls.slider('A', 5, 0, 9)}"
+        check("Explorable", "controls", strange, not strange, "widgets, all of them", example)
+        whole("Explorable", "rounds", rounds, 0, example=60)
+        not_negative("Explorable", "seconds", seconds, 2.0)
+        positive("Explorable", "fps", fps, 20.0)
         kernel.replace_older(self)
         self.controls, self.parts, self.name = dict(controls), list(parts), name
         for widget in (*self.controls.values(), *self.parts):
             kernel.open_tree(widget)
         self._caption, self._code, self._predict = caption, code, predict
         self._lock, self._static, self._showing_code = threading.RLock(), "", False
+        self._wrong = ""  # what is wrong with the controls' values, in words
         self._loop, self._adjusting = kernel.running_loop(), False
         self._build(rounds, readout)
         self.engine = Engine(
@@ -109,16 +118,19 @@ class Explorable:
         """Write CSV and PNG beside the notebook, never over a file. Returns the two paths.
 
         The picture is drawn on the main thread; while another cell runs it comes after that cell.
+        Both files are there, whole, or neither; what went wrong is raised, or said in the panel.
         """
         snapshot = self.engine.snapshot()
-        data, picture = claim(self._stem(snapshot), [".csv", ".png"])
-        write_whole(data, self._table(snapshot))
-        self.status.news = f"Saved {data.name} and {picture.name} in {data.parent}"
-        if self._loop is not None and self._loop.is_running():
-            self._loop.call_soon_threadsafe(self._draw_file, picture)
-        else:
-            self._draw_file(picture)
-        return [data, picture]
+        content = self._table(snapshot)
+        paths = claim(self._stem(snapshot), [".csv", ".png"])
+        with _all_or_none(paths[0]):
+            write_whole(paths[0], content)
+            if self._loop in (None, kernel.running_loop()) or not self._loop.is_running():
+                self._draw_file(*paths)
+            else:
+                self.status.news = f"Saving {paths[0].name}: its picture comes after this cell"
+                self._loop.call_soon_threadsafe(self._saved_later, *paths)
+        return paths
 
     def caption(self, snapshot: Snapshot | None = None) -> str:
         """One sentence for those who can't see the picture."""
@@ -145,9 +157,15 @@ class Explorable:
         kernel.hear_while_busy(self.ui)
 
     def _head(self) -> W.Widget:
-        self.run_button = _button("Run", "play", "Run or pause the training", self._toggled)
-        self.step_button = _button("Step", "step-forward", "One round", lambda: self.engine.step())
-        self.reset_button = _button("Reset", "undo", "Back to round 0", lambda: self.engine.reset())
+        self.run_button = _button(
+            "Run", "play", "Run or pause the training", self._safely(self._toggled)
+        )
+        self.step_button = _button(
+            "Step", "step-forward", "One round", self._safely(lambda: self.engine.step())
+        )
+        self.reset_button = _button(
+            "Reset", "undo", "Back to round 0", self._safely(lambda: self.engine.reset())
+        )
         buttons = _box([self.run_button, self.step_button, self.reset_button], "fl-buttons")
         return _box([buttons, self.readout], "fl-head")
 
@@ -157,7 +175,7 @@ class Explorable:
         buttons = [_button("Save", "download", _SAVE, self._save)]
         if self._code:
             tip = "The Python that makes this run"
-            buttons.insert(0, _button("Code", "code", tip, self.show_code))
+            buttons.insert(0, _button("Code", "code", tip, self._safely(self.show_code)))
         return _box([predict, *buttons], "fl-foot")
 
     # -- from the browser, on whatever thread the kernel chose -----------------------------------
@@ -169,8 +187,10 @@ class Explorable:
             self._adjusting = True
             try:
                 self.engine.set(**self._adjust())
-            except ValueError as e:  # said in the panel, which lives on
-                self.status.error = str(e)
+                if self._wrong:  # back where it was, maybe: then no frame comes
+                    self._wrong, self.status.error = "", self.engine.error
+            except Exception as e:  # said in the panel, which lives on
+                self._wrong = self.status.error = in_words(e)
             finally:
                 self._adjusting = False
 
@@ -193,15 +213,37 @@ class Explorable:
     def _save(self) -> None:
         try:
             self.save()
-        except OSError as e:
-            self.status.news = f"Nothing saved: {e}"
+        except Exception as e:
+            self.status.news = f"Nothing saved: {in_words(e)}"
+
+    def _saved_later(self, *paths: Path) -> None:
+        try:
+            with _all_or_none(paths[0]):
+                self._draw_file(*paths)
+        except Exception as e:
+            self.status.news = f"Nothing saved: {in_words(e)}"
+
+    def _safely(self, do: Callable[[], Any]) -> Callable[[], None]:
+        """What a button does; what goes wrong is said in the panel."""
+
+        def done() -> None:
+            try:
+                do()
+            except Exception as e:
+                self.status.error = in_words(e)
+
+        return done
 
     # -- from the worker -------------------------------------------------------------------------
 
     def _frame(self, s: Snapshot) -> None:
-        for part in (*self.parts, self.readout, self.status):
-            if part is not None:
+        failed: list[Exception] = []
+        for part in (*self.parts, *([self.readout] if self.readout else [])):
+            try:
                 part.show(s)
+            except Exception as e:  # the other pictures go on
+                failed.append(e)
+        self.status.show(replace(s, error=self._wrong or s.error or "".join(map(in_words, failed))))
         if hasattr(self, "run_button"):
             running = s.state == "running"
             self.run_button.description = "Pause" if running else "Run"
@@ -210,6 +252,8 @@ class Explorable:
             self.status.said = f"{s.state}. {self.caption(s)}"
         if self._showing_code and self._code:
             self.status.code = self._code(s)
+        if failed:
+            raise failed[0]
 
     # -- pictures and files, on the main thread --------------------------------------------------
 
@@ -226,8 +270,12 @@ class Explorable:
     def _table(self, s: Snapshot) -> bytes:
         return table(s.columns, s.params)
 
-    def _draw_file(self, path: Path) -> None:
-        write_whole(path, png(self.figure()))
+    def _draw_file(self, data: Path, picture: Path) -> None:
+        drawn = png(self.figure())
+        if os.path.lexists(picture):
+            raise FileExistsError(f"there is a {picture.name} now: save once more")
+        write_whole(picture, drawn)
+        self.status.news = f"Saved {data.name} and {picture.name} in {data.parent}"
 
     def _repr_mimebundle_(
         self, include: Any = None, exclude: Any = None
@@ -238,6 +286,23 @@ class Explorable:
             self._static = base64.b64encode(png(self.figure())).decode()
         data |= {"text/plain": said, "image/png": self._static}
         return data, {"image/png": {"alt": said}}
+
+
+@contextlib.contextmanager
+def _all_or_none(data: Path) -> Iterator[None]:
+    """Without its picture the table goes, too."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            data.unlink()
+        raise
+
+
+def in_words(e: Exception) -> str:
+    """An error as a panel says it: the kind only where the words alone may not do."""
+    plain = isinstance(e, (ValueError, ArithmeticError, OSError)) and str(e)
+    return str(e) if plain else f"{type(e).__name__}: {e}"
 
 
 def _box(children: Iterable[W.Widget], *classes: str) -> W.Box:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
+from ..transform import Pipeline
+
 SHORT = {
     "alpha": "α",
     "epochs": "E",
@@ -49,6 +51,9 @@ def words(value: Any) -> str:
         return "all"
     if callable(value):
         return getattr(value, "__name__", "own method")
+    if isinstance(value, Pipeline):
+        stages: tuple[Any, ...] = (*value.on_client, value.reduce, *value.on_server)
+        return ", ".join(s.name for s in stages)
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
     return NAMES.get(value, str(value).replace("_", " "))
@@ -80,5 +85,5 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def said(name: str, value: Any) -> str:
     """``α = 0.1``; a value that has a name of its own stands alone."""
-    alone = isinstance(value, str) or callable(value)
+    alone = isinstance(value, (str, Pipeline)) or callable(value)
     return words(value) if alone else f"{SHORT.get(name, name)} = {words(value)}"

@@ -1,9 +1,11 @@
 """Splits that need no mix of labels: even, sorted, by count of labels, by size, by attribute."""
 
+from typing import Any
+
 import numpy as np
 
 from ..checks import positive, whole
-from .base import Parts, _check, _classes, _top_up
+from .base import Parts, _check, _classes, _top_up, names_of, rows
 
 
 def iid(labels: np.ndarray, n_clients: int, rng: np.random.Generator) -> Parts:
@@ -130,26 +132,22 @@ def by_attribute(attribute: np.ndarray, n_clients: int | None = None) -> Parts:
     """Split by something the data have anyway: the writer, the clinic, the age group.
 
     With as many clients as values, one client a value. With fewer, the values are sorted and cut
-    into N runs of about equal size; a value is never split.
+    into N runs of about equal size; a value is never split. ``names`` are the values, or the first
+    and the last of a run. The test set is cut alike by :func:`match`.
 
     Args:
-        attribute: (n,) value of every example, else ValueError.
+        attribute: (n,) value of every example, none missing, else ValueError.
         n_clients: N; None for one client a value. ValueError if there are fewer values.
 
     Example:
-        >>> by_attribute(np.array(["b", "a", "b", "c"]))
-        [array([1]), array([0, 2]), array([3])]
+        >>> parts = by_attribute(np.array(["b", "a", "b", "c"]))
+        >>> parts, parts.names
+        ([array([1]), array([0, 2]), array([3])], ('a', 'b', 'c'))
 
     Reference:
         Caldas et al., 2018, "LEAF: a benchmark for federated settings" (writers of FEMNIST).
     """
-    attribute = np.asarray(attribute)
-    if attribute.ndim != 1 or not len(attribute):
-        raise ValueError(
-            f"by_attribute: needs one value an example, shape (n,), got shape {attribute.shape}, "
-            f"e.g. a column x[:, 0]"
-        )
-    values, owner = np.unique(attribute, return_inverse=True)
+    values, owner = _values("by_attribute", attribute)
     N = len(values) if n_clients is None else n_clients
     whole("by_attribute", "n_clients", N)
     if N > len(values):
@@ -162,4 +160,84 @@ def by_attribute(attribute: np.ndarray, n_clients: int | None = None) -> Parts:
     at_least = np.maximum.accumulate(cuts - np.arange(N - 1)) + np.arange(N - 1)  # no empty run
     cuts = np.minimum(at_least, len(values) - N + 1 + np.arange(N - 1))
     group = np.searchsorted(cuts, owner, side="right")
-    return Parts([np.flatnonzero(group == k) for k in range(N)])
+    runs = [(v[0], v[-1]) for v in np.split(values, cuts)]
+    names = [str(a) if a == b else f"{a}..{b}" for a, b in runs]
+    return Parts([np.flatnonzero(group == k) for k in range(N)], names=names)
+
+
+def match(
+    parts: list[np.ndarray],
+    attribute: np.ndarray,
+    attribute_test: np.ndarray,
+    rng: np.random.Generator | None = None,
+) -> Parts:
+    """Cut a test set as its training set is cut: client k is the same hospital in both.
+
+    Of every value of the attribute, each client gets that share of the test examples that it holds
+    of the training examples. So one hospital's test examples go to whoever holds the hospital, and
+    labels that were dealt out are dealt out alike. A client may stay without a test example;
+    it keeps its number and name.
+
+    Args:
+        parts: N index arrays of training examples.
+        attribute: (n,) what the training set was cut by: the hospital, the label.
+        attribute_test: (m,) the same of the test set. ValueError if a value is missing, or held by
+            no client.
+        rng: Shuffles the examples of a value before they are shared; None: as they lie.
+
+    Example:
+        >>> train, test = np.array(["Bern", "Basel", "Chur", "Bern"]), np.array(["Chur", "Basel"])
+        >>> both = match(by_attribute(train), train, test)
+        >>> both, both.names
+        ([array([1]), array([], dtype=int64), array([0])], ('Basel', 'Bern', 'Chur'))
+    """
+    values, at = _values("match", attribute)
+    values_test, at_test = _values("match", attribute_test)
+    held = rows("match", parts, len(at))
+    owns = np.stack([np.bincount(at[own], minlength=len(values)) for own in held])  # (N, values)
+    number = {v: i for i, v in enumerate(values.tolist())}
+    none = np.zeros(len(held), int)
+    pieces: list[list[np.ndarray]] = [[] for _ in held]
+    for i, value in enumerate(values_test.tolist()):
+        share = owns[:, number[value]] if value in number else none
+        if not share.any():
+            raise ValueError(
+                f"match: every value of the test set must be held by a client, got {value!r}, "
+                f"e.g. leave it out, attribute_test[attribute_test != {value!r}]"
+            )
+        own = np.flatnonzero(at_test == i)
+        own = own if rng is None else rng.permutation(own)
+        cuts = np.rint(np.cumsum(share) / share.sum() * len(own)).astype(np.int64)[:-1]
+        for k, piece in enumerate(np.split(own, cuts)):
+            pieces[k].append(piece)
+    return Parts(map(np.concatenate, pieces), names=names_of(parts))
+
+
+def _values(name: str, attribute: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different values, sorted, and which of them each example has."""
+    column = np.asarray(attribute.cpu() if hasattr(attribute, "cpu") else attribute)
+    if column.ndim != 1 or not len(column):
+        raise ValueError(
+            f"{name}: needs one value an example, shape (n,), got shape {column.shape}, "
+            f"e.g. a column x[:, 0]"
+        )
+    missing = np.array([_is_missing(v) for v in column])
+    if missing.any():
+        raise ValueError(
+            f"{name}: needs a value of every example, got none for {missing.sum()} of "
+            f"{len(column)}, first in row {missing.argmax()}, e.g. column.fillna('unknown')"
+        )
+    try:
+        return np.unique(column, return_inverse=True)
+    except TypeError as e:
+        kinds = sorted({type(v).__name__ for v in column.tolist()})
+        raise ValueError(
+            f"{name}: needs values of one kind, got {' and '.join(kinds)}, e.g. column.astype(str)"
+        ) from e
+
+
+def _is_missing(v: Any) -> bool:
+    try:
+        return v is None or bool(v != v)  # NaN; pandas' NA won't even say
+    except TypeError:
+        return True

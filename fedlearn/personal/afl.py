@@ -44,7 +44,7 @@ def afl(task: Task, lr: float, gamma: float, N: int) -> Algorithm:
     (Stochastic-AFL).
 
     Differs from the paper: E epochs of local steps instead of one gradient. The server weighs the
-    rows itself, so no rule or noise between them acts: leave the pipeline at the mean.
+    rows itself, so no rule or noise between them would act, and a ``Recipe`` takes the mean alone.
     """
     positive("afl", "lr", lr)
     positive("afl", "gamma", gamma, 0.01)
@@ -70,7 +70,7 @@ def afl(task: Task, lr: float, gamma: float, N: int) -> Algorithm:
         theta = state["theta"] + lam @ rows
         return {"theta": theta, "lam": to_simplex(lam + gamma * reply["arrival"])}
 
-    return Algorithm(init, client, server, theta_alone, task=task)
+    return Algorithm(init, client, server, theta_alone, task=task, plain=True)
 
 
 def to_simplex(v: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..batches import Shards
 from ..loop import Run
-from ..task import Task
+from ..task import Task, wide
 
 
 def models(run: Run) -> Tensor:
@@ -51,6 +51,6 @@ def objective(task: Task, theta: Tensor, shards: Shards) -> Tensor:
     seen = shards.mask.sum((1, 2)).clamp(min=1)  # examples of all batches: n_k, E times
     total = torch.zeros_like(seen)
     for x, y, mask in shards.batches():
-        losses = task.loss(task.predict(theta, x.flatten(0, 1)), y.flatten(0, 1))
+        losses = task.loss(wide(task.predict(theta, x.flatten(0, 1))), wide(y.flatten(0, 1)))
         total += (losses.view_as(mask) * mask).sum(1)
     return total / seen

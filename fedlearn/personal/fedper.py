@@ -8,6 +8,7 @@ from torch import Tensor
 from ..algorithms.base import Algorithm, Kept, Message, Reply, Shards, State, Task, descend
 from ..algorithms.fedavg import fedavg
 from ..checks import check, is_whole
+from ..descend import Grad
 
 Train = Callable[[Tensor, Shards], tuple[Tensor, Tensor]]  # start (K, d) -> theta_k, loss (K,)
 
@@ -63,8 +64,8 @@ def fedrep(task: Task, lr: float, head: int | Tensor) -> Algorithm:
     own = _mask("fedrep", task, head)
 
     def train(start: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:
-        half, _, _ = descend(_only(task, own), start, shards, lr)
-        theta_k, _, loss = descend(_only(task, ~own), half, shards, lr)
+        half, _, _ = descend(task, start, shards, lr, grad=_only(task, own))
+        theta_k, _, loss = descend(task, half, shards, lr, grad=_only(task, ~own))
         return theta_k, loss
 
     return _shared_body(task, lr, own, train)
@@ -89,14 +90,14 @@ def _shared_body(task: Task, lr: float, own: Tensor, train: Train) -> Algorithm:
     return fedavg(task, lr)._replace(client=client, memory=memory, models=models)
 
 
-def _only(task: Task, some: Tensor) -> Task:
-    """The task whose gradient is 0 outside ``some`` (d,)."""
+def _only(task: Task, some: Tensor) -> Grad:
+    """The task's gradient, 0 outside ``some`` (d,)."""
 
     def grad(theta: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         g, loss = task.grad(theta, x, y, mask)
         return g * some.to(g), loss
 
-    return task._replace(grad=grad, step=None)
+    return grad
 
 
 def _mask(name: str, task: Task, head: int | Tensor) -> Tensor:

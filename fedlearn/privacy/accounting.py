@@ -5,6 +5,8 @@ import threading
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from ..checks import check, not_negative, number, positive, probability, whole
 
 
@@ -15,6 +17,11 @@ def epsilon(z: float, q: float, rounds: int, delta: float) -> float:
     Google's dp-accounting (privacy loss distributions; for q = 1 the Gaussian's closed form). No
     approximation by a central limit is ever shown as epsilon: it lies below the truth. A cohort of
     fixed size is not covered: its epsilon is another, for other neighbours.
+
+    What it returns is never too small. It is 0 where a client is called at all with a chance of at
+    most ``delta``: then anything may be published. Where the loss takes so many values that a
+    distribution would take minutes (z below 0.001, or millions of rounds), or where ``delta`` is
+    below 1e-12, it is the bound by Rényi divergence, or by the Gaussian without sampling.
 
     Args:
         z: Noise multiplier; 0 gives infinity.
@@ -29,13 +36,16 @@ def epsilon(z: float, q: float, rounds: int, delta: float) -> float:
     Reference:
         Koskela, Jälkö, Honkela, 2020, "Computing tight differential privacy guarantees using FFT".
         Balle, Wang, 2018, "Improving the Gaussian mechanism for differential privacy", Theorem 8.
+        Mironov, Talwar, Zhang, 2019, "Rényi differential privacy of the sampled Gaussian
+        mechanism", for the bound.
     """
     _checked("epsilon", z, q, rounds, delta)
-    if not rounds:
+    if _chance(q, rounds) <= delta:
         return 0.0
     if not z:
         return math.inf
-    return _gaussian(z, rounds, delta) if q == 1 else _pld(z, q, rounds, delta)
+    z, q, delta = float(z), float(q), float(delta)
+    return _gaussian(z, rounds, delta) if q == 1 else _sampled(z, q, int(rounds), delta)
 
 
 def epsilons(z: float, q: float, rounds: int, delta: float) -> list[float]:
@@ -61,7 +71,9 @@ def calibrate(target: float, q: float, rounds: int, delta: float) -> float:
 
     Args:
         target: epsilon, > 0.
-        q, rounds, delta: As for :func:`epsilon`, which also says what raises; T >= 1.
+        q, rounds, delta: As for :func:`epsilon`, which also says what raises; T >= 1, and delta
+            below the chance that a client is called at all: with more, no noise is enough, and no
+            promise.
 
     Example:
         >>> round(calibrate(8.0, q=0.1, rounds=100, delta=1e-3), 2)
@@ -70,10 +82,14 @@ def calibrate(target: float, q: float, rounds: int, delta: float) -> float:
     check_odds("calibrate", q, delta)
     positive("calibrate", "target", target, 8.0)
     whole("calibrate", "rounds", rounds, example=100)
-    dpa = _accounting()
-    make = lambda: dpa.pld.PLDAccountant(value_discretization_interval=_GRID)
-    event = lambda z: _event(z, q, rounds)
-    return float(dpa.calibrate_dp_mechanism(make, event, target, delta, tol=1e-4))
+    chance = _chance(q, rounds)
+    rule = f"< {chance:g}, the chance that a client is called at all: else z = 0 keeps it"
+    check("calibrate", "delta", delta, delta < chance, rule, f"{chance / 100:.1g}")
+    least = epsilon(2.0**30, q, rounds, delta)
+    rule = f">= {least:.3g} for these rounds and this delta: z = 2**30 reaches no less"
+    check("calibrate", "target", target, target >= least, rule, max(8.0, 2 * least))
+    search, make = _accounting().calibrate_dp_mechanism, lambda: _Guess(q, rounds)
+    return float(search(make, lambda z: z, float(target), float(delta), tol=1e-4))
 
 
 def local_epsilon(std: float, max_norm: float, rounds: int, delta: float) -> float:
@@ -119,25 +135,118 @@ def _accounting() -> Any:
     return dp_accounting
 
 
-def _event(z: float, q: float, rounds: int) -> Any:
-    dpa = _accounting()
-    one = dpa.GaussianDpEvent(z)
-    some = one if q == 1 else dpa.PoissonSampledDpEvent(q, one)
-    return dpa.SelfComposedDpEvent(some, int(rounds))  # NumPy's integers are none there
+class _Guess:
+    """What dp-accounting's calibration asks of an accountant: epsilon for z, or for another z."""
+
+    def __init__(self, q: float, rounds: int):
+        self.q, self.rounds, self.z = q, rounds, math.nan
+        self.ledger = _accounting().NoOpDpEvent()
+
+    def compose(self, z: float) -> "_Guess":
+        """As the accountant's; here the event is z."""
+        self.z = z
+        return self
+
+    def get_epsilon(self, delta: float) -> float:
+        """As the accountant's."""
+        return epsilon(self.z, self.q, self.rounds, delta)
 
 
 _GRID = 1e-3  # of the privacy loss: ten times faster than the default, 2e-5 too high at epsilon 5
+_FEW, _MANY, _MOST = 100, 10_000, 200_000  # its values: of a round at least, about; of all
+
+
+def _chance(q: float, rounds: int) -> float:
+    """1 - (1 - q)^T: that a client is called at all."""
+    return 1.0 if q == 1 else -math.expm1(float(rounds) * math.log1p(-q))
+
+
+def _resolved(z: float, rounds: int, delta: float) -> bool:
+    """Whether a loss distribution tells delta: it has values for z; each round adds 1e-16 wrong."""
+    return z >= 1e-3 and delta >= 1e-12 * max(rounds, 1)
+
+
+def _grid(z: float, q: float) -> float:
+    """Step of the loss's values: _GRID, unless a round would have very few of them or very many."""
+    far = (0.5 + 10 * z) / z / z  # without sampling, ten standard deviations out
+    high = far + math.log(q) if far > 700 else math.log1p(q * math.expm1(far))
+    span = high + min(-math.log1p(-q), 10 / z + 0.5 / z / z)
+    return min(_GRID, span / _FEW) if span < 50 else span / _MANY
+
+
+@lru_cache(maxsize=64)
+def _round(z: float, q: float, grid: float) -> Any:
+    """The loss distribution of one round."""
+    losses = _accounting().pld.privacy_loss_distribution
+    with np.errstate(all="ignore"):
+        return losses.from_gaussian_mechanism(
+            z, value_discretization_interval=grid, sampling_prob=q
+        )
+
+
+def _composed(one: Any, rounds: int, grid: float) -> Any:
+    """The loss distribution of T rounds, as arrays: a sparse one is raised to the power T first."""
+    losses = _accounting().pld.privacy_loss_distribution
+    if rounds > 1:
+        pmfs = one._pmf_remove, one._pmf_add
+        dense = [pmf.to_dense_pmf().self_compose(rounds) for pmf in pmfs]
+        one = losses.PrivacyLossDistribution(*dense)
+    return losses.identity(value_discretization_interval=grid).compose(one)
+
+
+def _size(one: Any, rounds: int) -> int:
+    """How many values the loss of T rounds may take."""
+    bounds = _accounting().pld.common.compute_self_convolve_bounds
+    probs = [pmf.to_dense_pmf()._probs for pmf in (one._pmf_remove, one._pmf_add)]
+    ends = [bounds(p, rounds, 1e-15) if rounds > 1 else (0, len(p)) for p in probs]
+    return max(high - low for low, high in ends)
 
 
 @lru_cache(maxsize=4096)
-def _pld(z: float, q: float, rounds: int, delta: float) -> float:
-    accountant = _accounting().pld.PLDAccountant(value_discretization_interval=_GRID)
-    return float(accountant.compose(_event(z, q, rounds)).get_epsilon(delta))
+def _sampled(z: float, q: float, rounds: int, delta: float) -> float:
+    if not _resolved(z, rounds, delta):
+        return _bound(z, q, rounds, delta)
+    grid, few = _grid(z, q), _FEW / 2
+    while (one := _round(z, q, grid))._pmf_remove.size >= few:
+        if (size := _size(one, rounds)) <= _MOST:
+            with np.errstate(all="ignore"):
+                spent = float(_composed(one, rounds, grid).get_epsilon_for_delta(delta))
+            return spent if spent < math.inf else _bound(z, q, rounds, delta)
+        grid *= 1.2 * size / _MOST
+    return _bound(z, q, rounds, delta)
+
+
+def _bound(z: float, q: float, rounds: int, delta: float) -> float:
+    """No less than epsilon, for any numbers: by Rényi divergence, or as if all took part.
+
+    At order a = 2, 3, ..: T log(1 + Σ_k C(a, k) (1 - q)^(a - k) q^k (e^((k² - k) / 2 z²) - 1)) /
+    (a - 1) + log(1 - 1 / a) - log(delta a) / (a - 1). No term of the sum is negative.
+    """
+    best, orders = _gaussian(z, rounds, delta), (*range(2, 65), *(2**i for i in range(7, 14)))
+    factorial = np.concatenate([[0.0], np.log(np.arange(1.0, orders[-1] + 1)).cumsum()])  # its log
+    for a in orders:
+        k = np.arange(2, a + 1)
+        v = np.clip((k * k - k) * (0.5 / z / z), 1e-300, 1e300)
+        log_expm1 = v + np.log(-np.expm1(-v))
+        chosen = factorial[a] - factorial[k] - factorial[a - k]
+        logs = chosen + (a - k) * math.log1p(-q) + k * math.log(q) + log_expm1
+        renyi = rounds * float(np.logaddexp(0.0, np.logaddexp.reduce(logs)))
+        best = min(best, (renyi - math.log(delta * a)) / (a - 1) + math.log1p(-1 / a))
+    return max(0.0, best)
 
 
 def _gaussian(z: float, rounds: int, delta: float) -> float:
-    """T releases with z are one with z / sqrt(T)."""
-    return max(0.0, float(_accounting().get_epsilon_gaussian(z / math.sqrt(rounds), delta)))
+    """T releases with z are one with s = z / sqrt(T); far out 1 / 2 s² + sqrt(-2 log delta) / s.
+
+    It is 0 where delta is at least the total variation, erf(1 / sqrt(8) s).
+    """
+    s = z / math.sqrt(rounds)
+    if s == 0 or math.erf(1 / s / math.sqrt(8)) <= delta:
+        return 0.0 if s else math.inf
+    if 1e-6 < s < 1e6:
+        with np.errstate(all="ignore"):
+            return max(0.0, float(_accounting().get_epsilon_gaussian(s, delta)))
+    return 0.5 / s / s + math.sqrt(-2 * math.log(delta)) / s
 
 
 class Ledger:
@@ -152,19 +261,25 @@ class Ledger:
 
     def after(self, rounds: int) -> float:
         """epsilon after that many rounds."""
-        if not self.z or self.q == 1:
-            return epsilon(self.z, self.q, rounds, self.delta)
+        z, q, delta = self.z, self.q, self.delta
+        few = q < 1 and _chance(q, rounds) > delta and _resolved(z, rounds, delta)
         with self._lock:
-            while len(self.spent) < rounds:
+            while few and len(self.spent) < rounds and self._fits():
                 self._compose()
-                self.spent.append(float(self._all.get_epsilon_for_delta(self.delta)))
-            return self.spent[rounds - 1]
+                self.spent.append(float(self._all.get_epsilon_for_delta(delta)))
+            if few and len(self.spent) >= rounds:
+                return self.spent[rounds - 1]
+        return epsilon(z, q, rounds, delta)
+
+    def _fits(self) -> bool:
+        """Whether one round more is a matter of milliseconds; else each is composed anew."""
+        if self._all is None:
+            return _grid(self.z, self.q) == _GRID
+        return self._all._pmf_remove.size <= _MOST
 
     def _compose(self) -> None:
         if self._one is None:
-            losses = _accounting().pld.privacy_loss_distribution
-            how = {"value_discretization_interval": _GRID, "sampling_prob": self.q}
-            self._one = self._all = losses.from_gaussian_mechanism(self.z, **how)
+            self._one = self._all = _round(self.z, self.q, _GRID)
             return
         cut = self.delta * 1e-9  # of the tail, counted as infinite loss: keeps the arrays short
         self._all = self._all.compose(self._one, tail_mass_truncation=cut)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..algorithms.base import Algorithm, Kept, Message, Reply, State
 from ..batches import Shards
 from ..checks import check, not_negative, number, positive
+from ..task import wide
 from ..transform import Pipeline, chain
 from .dp import blind, private_mean
 
@@ -49,6 +50,8 @@ def adaptive_clip(
         lr: eta_C >= 0; 0 keeps S.
         start: S in round 0, > 0.
         bit_noise: sigma_b, noise on the number of bits; None for q N / 20. 2 sigma_b > z.
+
+    Whoever knows the seed of the run can subtract the noise, unless ``Recipe(secret=True)``.
 
     Returns:
         The method and the pipeline for a ``Recipe``. The server's state holds ``clip``, S; the
@@ -93,10 +96,11 @@ def adaptive_clip(
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         theta, S = message["theta"][:-1], message["theta"][-1]
         reply, memory = method.client({**message, "theta": theta}, shards, memory)
-        norm = reply["delta"].norm(dim=1, keepdim=True)
+        delta = wide(reply["delta"])
+        norm = delta.norm(dim=1, keepdim=True)
         bit = (norm <= S).to(norm) - 0.5
-        row = torch.cat([reply["delta"] / norm.clamp(min=S), scale * bit], 1)
-        return {**reply, "delta": row}, memory
+        row = torch.cat([delta / norm.clamp(min=float(S)), scale * bit], 1)
+        return {**reply, "delta": row.to(theta)}, memory
 
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         S, share = state["clip"], delta[-1] / scale + 0.5

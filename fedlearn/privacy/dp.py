@@ -6,9 +6,9 @@ update is cut to norm S, the sum gets Gaussian noise of z S a number, and is div
 """
 
 import math
+import secrets
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,9 +16,9 @@ from ..aggregate import total
 from ..algorithms.base import Algorithm, Reply, State
 from ..checks import check, not_negative, number
 from ..loop import Account, Clients, Evaluate, Place, Run
-from ..participation import poisson
+from ..participation import Call, poisson
 from ..recipe import Recipe
-from ..rng import Use, numpy_rng
+from ..rng import Use
 from ..transform import Context, Memory, Pipeline, Rowwise, chain, clip, noise
 from .accounting import check_odds, ledger
 
@@ -32,6 +32,8 @@ def private_mean(max_norm: float, z: float, expected: float) -> Pipeline:
         max_norm: S, the norm that no update exceeds.
         z: Noise multiplier: standard deviation of the sum's noise over S; 0 for none.
         expected: q N, the cohort's expected size. ValueError if a number is out of range.
+
+    Whoever knows the seed of the run can subtract the noise, unless ``Recipe(secret=True)``.
 
     Example:
         >>> [s.name for s in private_mean(0.5, z=1.0, expected=10).on_server]
@@ -88,8 +90,8 @@ def _noise_std(pipeline: Pipeline) -> float:
     if any(s.std for s in stages[1:]):
         got = " -> ".join(s.name for s in stages)
         raise ValueError(
-            "privacy: the noise must be one stage right behind the sum: two noises of a round are "
-            "the same draw, and a stage before the noise may enlarge what it should hide; got "
+            "privacy: the noise must be one stage right behind the sum: the account reads one "
+            "draw, and a stage before the noise may enlarge what it should hide; got "
             f"{got}, e.g. chain(clip(1.0), total(10), noise(0.1))"
         )
     return stages[0].std if stages else 0.0
@@ -100,6 +102,10 @@ def local_noise(std: float, max_norm: float) -> Rowwise:
 
     The server needn't be trusted, and the noise of K clients adds up: K times the variance of one
     draw on the sum. A method that sends more than ``delta`` is refused.
+
+    Nobody but the client may know its noise: it comes from the seed, for lessons and tests, unless
+    ``Recipe(secret=True)``; over Flower it is each node's own secret. In one process the loop keeps
+    n_k and the loss for its books, which no noise hides; over Flower neither is sent.
 
     Args:
         std: Of the noise on every number, >= 0.
@@ -115,14 +121,9 @@ def local_noise(std: float, max_norm: float) -> Rowwise:
 
     def apply(delta: Tensor, n: Tensor, memory: Memory, ctx: Context) -> tuple[Tensor, Memory]:
         short, memory = shorten.apply(delta, n, memory, ctx)
-        draws = [
-            numpy_rng(ctx.seed, Use.LOCAL_NOISE, ctx.round, int(k)).standard_normal(delta.shape[1])
-            for k in ctx.answered
-        ]
-        own = torch.from_numpy(np.reshape(draws, short.shape)).to(short)
-        return short + std * own, memory
+        return short + ctx.noise(Use.LOCAL_NOISE, std, short), memory
 
-    return Rowwise(f"local_noise({std}, {max_norm})", apply, private=True)
+    return Rowwise(f"local_noise({std}, {max_norm})", apply, private=True, std=number(std))
 
 
 def dp_federate(
@@ -151,6 +152,11 @@ def dp_federate(
     ``answered``, ``deltas``, ``p``, ``loss``, ``received`` and ``seconds`` are exact. Whoever
     learns the cohorts, or the seed that draws them and the noise, is promised nothing by q.
 
+    So a release wants ``Recipe(secret=True)``: cohorts and noise come from the operating system. A
+    round that is begun again, after Ctrl-C or from an older checkpoint, then draws new noise: what
+    was seen of its first try is a release beside those on the account. With a seed it draws the
+    same.
+
     Args:
         clients: Where the clients are. Their recipe has a pipeline of ``private_mean``, or another
             that ``noise_multiplier`` accepts; its method must send ``delta`` alone, and its server
@@ -173,6 +179,7 @@ def dp_federate(
 
     Example:
         >>> from fedlearn import algorithms, data, model, partition
+        >>> from fedlearn.rng import numpy_rng
         >>> digits, task = data.load("digits"), model.softmax_regression(64, 10)
         >>> parts = partition.iid(digits.y, 100, numpy_rng(0, Use.PARTITION))
         >>> pipeline = private_mean(0.5, z=1.0, expected=20)
@@ -202,8 +209,14 @@ def dp_federate(
     spending = {"z": z, "q": float(q), "delta": float(delta)}
     account = Account(budget, spending, ledger(**spending).after)
     sealed, call = _sealed(recipe), poisson(q)
+    call = _secretly(call) if recipe.secret else call
     run = Run("dp_federate", clients, sealed, call, rounds, evaluate, every, skip, account=account)
     return run.begin(checkpoint, save_every, resume)
+
+
+def _secretly(call: Call) -> Call:
+    """The same cohorts from the operating system's randomness, whatever the seed."""
+    return lambda n, seed, t: call(n, secrets.randbits(63), t)._replace(seed=seed)
 
 
 def _sealed(recipe: Recipe) -> Recipe:

@@ -1,7 +1,9 @@
 """The Python that makes exactly a panel's run: what its Code button shows."""
 
+import re
 from dataclasses import asdict
 
+from ... import aggregate, transform
 from ..words import words
 from .frames import HIDDEN, WEIGHS, load, own_settings, split_arguments
 from .settings import Settings
@@ -16,7 +18,7 @@ rng = numpy_rng({seed}, Use.PARTITION)
 parts = partition.{partition}(d.y.numpy(), {clients}, rng{split})
 {seen}task = model.{task}
 method = {made}
-recipe = Recipe(method, task.theta0, batch={batch}, epochs={epochs}, seed={seed})
+recipe = Recipe(method, task.theta0, {rule}batch={batch}, epochs={epochs}, seed={seed})
 clients = Simulated(recipe, {x}, {y}, parts)
 test = model.evaluator(task, d.x_test, d.y_test)
 history = collect(federate(clients, rounds={rounds}, cohort={cohort}, evaluate=test))
@@ -53,10 +55,25 @@ def code(s: Settings) -> str:
         **values, split=_given(split_arguments(s)), made=_method(s),
         task=f"{'softmax_regression' if linear else 'mlp'}({shape})",
         seen=_SEEN[s.feature].format(**values, low=-90 * a, high=90 * a, dark=1 - a),
-        imports="import numpy as np\n\n" if numbers else "",
+        imports=("import numpy as np\n\n" if numbers else "") + brought(s),
         more=", skew" if s.feature != "none" else "",
-        x="x" if numbers else "d.x", y="y" if s.feature == "label_swap" else "d.y",
+        rule=_stages(s), x="x" if numbers else "d.x", y="y" if s.feature == "label_swap" else "d.y",
     )  # fmt: skip
+
+
+def _stages(s: Settings) -> str:
+    return "" if isinstance(s.pipeline, str) else f"chain({words(s.pipeline)}), "
+
+
+def brought(s: Settings) -> str:
+    """The lines that import a pipeline's stages; one of your own is left to you."""
+    names = ["chain", *re.findall(r"(\w+)\(", words(s.pipeline))]
+    lines = []
+    for room in (aggregate, transform) if names[1:] else ():
+        module = [(n, getattr(getattr(room, n, None), "__module__", "")) for n in names]
+        if here := sorted({n for n, its in module if its == room.__name__}):
+            lines.append(f"from {room.__name__} import {', '.join(here)}\n")
+    return "".join(lines)
 
 
 def _method(s: Settings) -> str:

@@ -17,7 +17,7 @@ from ..words import said, words
 from . import controls as knobs
 from .code import code
 from .frames import frames
-from .settings import MODELS, Settings
+from .settings import MODELS, Settings, check_names
 
 _DIFFER: dict[str, tuple[str, tuple[Any, ...]]] = {  # as the menu has it; B: the first not A's
     "dataset": ("dataset", ("digits", "breast_cancer")),
@@ -85,6 +85,7 @@ class Compare(Explorable):
         one_of("Compare", "vary", vary, VARY)
         knobs.offered("Compare: show", show)
         self._shown = set(show)
+        check_names("Compare", settings, (vary,))
         self._fixed = Settings(**{"rounds": rounds, **settings, vary: a})
         replace(self._fixed, **{vary: b})  # a wrong value is said now
         self._loss = Curve({"A": "loss_a", "B": "loss_b"}, title="test loss (log scale)", log=True)
@@ -141,7 +142,7 @@ class Compare(Explorable):
         for part, c in zip(self.parts[2:], "ab"):
             part.title = f"{c.upper()}: {differ[c]}"
         super()._frame(s)
-        if not s.error:  # one of the two may have ended early
+        if not (s.error or self._wrong):  # one of the two may have ended early
             self.status.error = s.latest.get("ended", "")
 
     def caption(self, snapshot: Snapshot | None = None) -> str:

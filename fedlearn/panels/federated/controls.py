@@ -5,9 +5,10 @@ from typing import Any
 
 import ipywidgets as W
 
+from ...checks import check
 from .. import controls as C
 from ..words import words
-from .settings import DATASETS, FEATURES, METHODS, MODELS, PARTITIONS, Settings
+from .settings import DATASETS, FEATURES, METHODS, MODELS, PARTITIONS, Settings, least
 
 _DATA = ("dataset", "clients", "partition", "alpha", "feature")
 _TRAINING = ("method", "model", "epochs", "batch", "lr", "cohort")
@@ -49,19 +50,21 @@ def make_control(s: Settings, name: str, most: int = 100) -> W.Widget:
         return C.menu(title, {words(v): v for v in values}, getattr(s, name), tip=tip)
 
     def log(title: str, low: float, high: float, tip: str, step: float = 0.05) -> W.Widget:
-        value = min(max(getattr(s, name), low), high)
-        return C.log_slider(title, value, low, high, step=step, tip=tip)
+        value = getattr(s, name)
+        check("panel", name, value, value > 0, "> 0 to be on a slider, or not shown", low)
+        return C.log_slider(title, value, min(low, value), max(high, value), step=step, tip=tip)
 
     def whole(title: str, low: int, high: int, tip: str = "") -> W.Widget:
         value = getattr(s, name) or s.clients
         return C.slider(title, value, min(low, value), max(high, value), tip=tip)
 
+    need = least(s.pipeline, most)
     batches = sorted({8, 16, 32, 64, 128} | ({s.batch} if s.batch else set()))
     own = () if isinstance(s.method, str) else (s.method,)  # the student's, under its name
     made: dict[str, Callable[[], W.Widget]] = {
         # the larger data sets only if asked for: they are files
         "dataset": lambda: menu("Dataset", [*dict.fromkeys((*DATASETS[:4], s.dataset))]),
-        "clients": lambda: whole("Clients", 2, most, "How many share the data"),
+        "clients": lambda: whole("Clients", 2, most, f"How many share the data{need}"),
         "partition": lambda: menu("Split", [*PARTITIONS], "How the examples are dealt out"),
         "alpha": lambda: log(
             "Skew α", 0.01, 100, "Dirichlet concentration: small is uneven, large is even", 0.1),
@@ -79,14 +82,16 @@ def make_control(s: Settings, name: str, most: int = 100) -> W.Widget:
             "How strongly a client is held to the broadcast θ: FedProx's μ, FedDyn's α", 0.1),
         "server_lr": lambda: log("Server rate", 0.001, 10, "η_s: length of the server's step"),
         "beta": lambda: C.float_slider(
-            "Momentum β", s.beta, 0, 0.99, step=0.01, tip="What is kept of the last step"),
+            "Momentum β", s.beta, 0, max(0.99, s.beta), step=0.01,
+            tip="What is kept of the last step"),
         "model": lambda: menu("Model", MODELS, "Network: one hidden layer of 32"),
         "epochs": lambda: whole(
             "Local epochs", 1, 20, "E: passes over a client's own data in a round"),
         "batch": lambda: C.choices(
             "Batch", [*batches, "all"], s.batch or "all", tip="B: examples of one local step"),
         "lr": lambda: log("Learning rate", 0.001, 10, "η: length of a local step"),
-        "cohort": lambda: whole("Cohort", 1, max(s.clients, 2), "K: clients called in a round"),
+        "cohort": lambda: whole(
+            "Cohort", 1, max(s.clients, 2), f"K: clients called in a round{need}"),
     }  # fmt: skip
     return made[name]()
 

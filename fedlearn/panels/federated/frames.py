@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ... import algorithms, data, model, partition, skew
+from ...aggregate import mean
 from ...algorithms import Algorithm
 from ...diagnostics import client_metrics
 from ...history import Diverged, Round
@@ -20,6 +21,7 @@ from ...loop import federate
 from ...recipe import Recipe
 from ...rng import Use, numpy_rng
 from ...simulated import Simulated, centralised
+from ...transform import chain
 from ..parts.lines import boundary_scene
 from ..words import words
 from .settings import METHODS, PARTITIONS, Settings
@@ -64,7 +66,8 @@ def setup(s: Settings) -> Setup:
         task = model.softmax_regression(n_in, d.classes)
     method = make_method(s, task, len(d.y))
     batch, epochs = (s.batch, s.epochs) if s.applies("epochs") else (None, 1)
-    recipe = Recipe(method, task.theta0, batch=batch, epochs=epochs, seed=s.seed)
+    pipeline = chain(mean()) if isinstance(s.pipeline, str) else s.pipeline
+    recipe = Recipe(method, task.theta0, pipeline, batch=batch, epochs=epochs, seed=s.seed)
     x, y = _as_seen(s, d, parts)
     return Setup(d, x, y, parts, task, recipe, model.evaluator(task, d.x_test, d.y_test))
 
@@ -127,7 +130,7 @@ class References:
     def upto(self, s: Settings, made: Setup, t: int) -> dict[str, list[float]]:
         """Columns of at least t rounds (t + 1 values), or as many as the run has."""
         plain = "fedsgd" if s.method == "fedsgd" else "fedavg"  # no method is needed in one place
-        apart = {"cohort", "method", "mu", "server_lr", "beta"}
+        apart = {"cohort", "method", "mu", "server_lr", "beta", "pipeline"}
         if s.feature == "none":  # then who holds what is no matter where all is in one place
             apart |= {"partition", "alpha", "labels_each", "shards_each", "size_alpha", "amount"}
         key = (plain, *(v for k, v in vars(s).items() if k not in apart))
@@ -135,7 +138,7 @@ class References:
             if len(self._known) >= self._keep:
                 del self._known[next(iter(self._known))]
             method = getattr(algorithms, plain)(made.task, lr=s.lr)
-            recipe = replace(made.recipe, algorithm=method)
+            recipe = replace(made.recipe, algorithm=method, pipeline=chain(mean()))
             everything = centralised(recipe, made.x, made.y, s.clients)
             run: Iterator[Round] = federate(everything, rounds=s.rounds, evaluate=made.test)
             start = made.test(made.task.theta0)

@@ -17,7 +17,7 @@ from ..words import words
 from .code import code
 from .controls import SHOWN, fit_cohort, follow, make_controls, offered, read
 from .frames import References, frames
-from .settings import Settings
+from .settings import Settings, check_names
 
 PARTS = {
     "loss": lambda x: Curve("loss", title="test loss (log scale)", x=x, log=True),
@@ -72,6 +72,7 @@ class Panel(Explorable):
     ):
         offered("Panel: show", show)
         offered("Panel: parts", parts, (*PARTS,))
+        check_names("Panel", settings)
         s = self._fixed = Settings(**settings)
         one_of("Panel", "x", x, ("round", "bytes"))
         most = self._most_clients

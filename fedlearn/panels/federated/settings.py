@@ -1,13 +1,17 @@
 """Everything that decides a run, checked once, when a control has moved."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
+import torch
+
 from ...algorithms import Algorithm
-from ...checks import check, is_whole, number, one_of, positive
+from ...checks import RoundFailed, check, is_whole, number, one_of, positive
 from ...model import Task
+from ...transform import Pipeline, Reduce
 from ..words import SHORT, words
 
 DATASETS = ("digits", "breast_cancer", "wine", "toy", "mnist", "fashion_mnist", "cifar10")
@@ -36,6 +40,8 @@ METHODS: dict[str, tuple[str, ...]] = {  # and the settings that each has beside
 }
 Method = str | Callable[[Task, float], Algorithm]  # a name of METHODS, or (task, lr) -> Algorithm
 Axis = tuple[str, Sequence[Any]]  # a setting's name and its values
+
+BOUNDS = {"krum": "K >= 2 f + 3", "multi_krum": "K >= 2 f + 3", "bulyan": "K >= 4 f + 3"}
 
 _ONE_OF = {"dataset": DATASETS, "model": MODELS, "partition": (*PARTITIONS,), "feature": FEATURES}
 _WHOLE = ("clients", "labels_each", "shards_each", "epochs", "rounds", "batch", "cohort", "seed")
@@ -73,6 +79,9 @@ class Settings:
         lr: The clients' learning rate.
         batch: B, or None for all of a client's examples.
         cohort: K, clients called each round; None for everybody.
+        pipeline: Stages between a client's update and the server's step, of
+            :func:`fedlearn.transform.chain`; or ``"mean"``. A rule that guards against f attackers
+            needs so many clients called: Krum and multi-Krum K >= 2 f + 3, Bulyan K >= 4 f + 3.
         rounds: Length of a run.
         seed: Of the split, the start, the cohorts and the shuffles.
 
@@ -102,6 +111,7 @@ class Settings:
     lr: float = 1.0
     batch: int | None = 32
     cohort: int | None = None
+    pipeline: Pipeline | str = "mean"
     rounds: int = 60
     seed: int = 0
 
@@ -123,6 +133,19 @@ class Settings:
         most = f"at most clients={self.clients}"
         fine = (self.cohort or 1) <= self.clients
         check("panel", "cohort", self.cohort, fine, most, max(1, self.clients // 2))
+        self._check_pipeline()
+
+    def _check_pipeline(self) -> None:
+        """Before any round: can the rule work with as many clients as are called?"""
+        if isinstance(self.pipeline, str):
+            one_of("panel", "pipeline", self.pipeline, ("mean",))
+            return
+        rule, got = "of transform.chain, or 'mean'", type(self.pipeline).__name__
+        check("panel", "pipeline", got, isinstance(self.pipeline, Pipeline), rule, "chain(krum(2))")
+        K = self.cohort or self.clients
+        if refusal := refused(self.pipeline.reduce, K):
+            bound = BOUNDS.get(self.pipeline.reduce.name.split("(")[0], "")
+            raise ValueError(f"panel: {refusal}" + f" ({bound}, and K = {K} here)" * bool(bound))
 
     def applies(self, name: str) -> bool:
         """Whether a setting makes a difference to this run."""
@@ -155,6 +178,33 @@ class Settings:
             "brightness": f", brightness down to {1 - a:.2g}",
             "label_swap": f", labels 0 and 1 swapped by {a:.0%} of the clients",
         }[self.feature]
+
+
+@lru_cache(maxsize=512)
+def refused(rule: Reduce, K: int) -> str:
+    """Why a rule can't work on K updates, in words; nothing if it can."""
+    try:
+        rule.apply(torch.zeros(K, 1), torch.full((K,), 1 / K))
+    except RoundFailed as e:
+        return str(e)
+    return ""
+
+
+def least(pipeline: Pipeline | str, most: int) -> str:
+    """What a rule needs, for the tips of sliders: ``; krum(3) needs 9 or more``."""
+    if isinstance(pipeline, str) or not refused(pipeline.reduce, 1):
+        return ""
+    enough = next((K for K in range(2, most + 1) if not refused(pipeline.reduce, K)), None)
+    return f"; {pipeline.reduce.name} needs {enough or f'more than {most}'} or more"
+
+
+def check_names(who: str, given: Mapping[str, Any], taken: Sequence[str] = ()) -> None:
+    """Refuse a setting that there isn't, and one that is ``taken`` by another argument."""
+    known = [f for f in Settings.__dataclass_fields__ if f not in taken]
+    for name in given:
+        if name in taken:
+            raise ValueError(f"{who}: {name} is given twice, it varies already; leave out {name}=")
+        check(who, "a setting", name, name in known, f"one of {', '.join(known)}", "'alpha'")
 
 
 def pairs(s: Settings, x: Axis, y: Axis) -> list[Settings]:

@@ -11,9 +11,10 @@ from ..engine import Frame, Snapshot
 from ..explorable import Explorable
 from ..parts.heat import Heat
 from ..words import SHORT, words
+from .code import brought
 from .controls import follow, make_controls, offered
 from .panel import settle
-from .settings import Axis, Settings, pairs
+from .settings import Axis, Settings, check_names, pairs
 from .workers import known, sweep
 
 _NUMBERS = ("alpha", "epochs", "lr", "clients", "batch", "cohort", "labels_each", "shards_each",
@@ -69,11 +70,12 @@ class Sweep(Explorable):
         show = [s for s in show if s not in (x[0], y[0])]
         one_of("Sweep", "measure", measure, ("accuracy", "loss"))
         self.x, self.y, self.measure, self._helpers = x, y, measure, helpers
+        check_names("Sweep", settings, (x[0], y[0]))
         first = {"rounds": rounds, **settings, x[0]: x[1][0], y[0]: y[1][0]}
         self._fixed = self._settings = Settings(**first)
         pairs(self._fixed, x, y)  # a wrong value is said now
         heat = Heat(
-            title=f"test {measure} after {rounds} rounds",
+            title=f"test {measure}" + f" after {rounds} rounds" * ("rounds" not in (x[0], y[0])),
             rows=[words(v) for v in y[1]],
             columns=[words(v) for v in x[1]],
             xlabel=_axis(x[0]),
@@ -147,9 +149,10 @@ class Sweep(Explorable):
 
     def _text(self, s: Snapshot) -> str:
         given = {k: v for k, v in vars(self._settings).items() if v != getattr(Settings(), k)}
-        inner = ", ".join(f"{k}={v!r}" for k, v in given.items() if k not in (self.x[0], self.y[0]))
+        made = {k: f"chain({words(v)})" if k == "pipeline" else repr(v) for k, v in given.items()}
+        inner = ", ".join(f"{k}={v}" for k, v in made.items() if k not in (self.x[0], self.y[0]))
         return (
-            "from fedlearn.panels import Settings, grid\n\n"
+            f"{brought(self._settings)}from fedlearn.panels import Settings, grid\n\n"
             f"x = ({self.x[0]!r}, {tuple(self.x[1])!r})\n"
             f"y = ({self.y[0]!r}, {tuple(self.y[1])!r})\n"
             f"settings = Settings({inner})\n"

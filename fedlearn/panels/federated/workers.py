@@ -70,7 +70,8 @@ def sweep(
     yield from ((s, _KNOWN[s]) for s in dict.fromkeys(cells) if s in _KNOWN)
     todo = [s for s in dict.fromkeys(cells) if s not in _KNOWN]
     todo.sort(key=lambda s: s.epochs * s.rounds)
-    alone = len(todo) < 2 or any(callable(s.method) for s in todo)  # a notebook's function stays
+    stay = any(callable(s.method) or not isinstance(s.pipeline, str) for s in todo)
+    alone = len(todo) < 2 or stay  # a notebook's functions stay here
     n = 0 if alone else others() if helpers is None else helpers
     came: dict[Settings, Result | None] = {}
     with _team(n) as (away, ask):

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ...checks import check
+from ...checks import check, is_whole
 from . import messages as wire
 from . import primitives as prim
 from .messages import STAGES, Keys, Masked, Opened, Refused, Sealed, Vote
@@ -20,7 +20,8 @@ class Client:
     """One client in one attempt at a round.
 
     Its five methods are called once each, in their order; each refuses what an honest server would
-    not have sent.
+    not have sent, and names whose message it is. Then this client is done with the round, but for a
+    bad letter: see :meth:`mask`.
 
     Args:
         number: u.
@@ -44,16 +45,21 @@ class Client:
     Differs from the paper: the secret that is shared is a 16-byte seed, from which HKDF makes the
     X25519 key: Shamir's shares are of 16 bytes. All that follows the keys is bound to the SHA-256
     of all advertised keys, vectors and opened shares are signed as well, and the server checks
-    every signature. Letters are opened when they arrive. The numbers are mod 2**32 whatever the
+    every signature. The server also gets a hash of every share and of b_u, so that it knows who
+    sent a wrong one. Letters are opened when they arrive. The numbers are mod 2**32 whatever the
     number of clients.
     """
 
     def __init__(
         self, number: int, round: int, identity: Any, directory: Mapping[int, bytes], threshold: int
     ):
+        round, threshold = wire.check_settings("Client", round, threshold, directory)
+        good = is_whole(number, 0) and number in directory
+        check("Client", "number", number, good, "in the directory", 0)
+        number = int(number)
         self.number, self.round, self.threshold = number, round, threshold
         self._identity, self._directory = identity, directory
-        self._next = 0
+        self._next, self._stage = 0, STAGES[0]
         self._seed, self._own_mask = prim.fresh(), prim.fresh()
         self._letter_key, letter = prim.key_pair(prim.fresh(), "letter", round, number)
         self._mask_key, mask = prim.key_pair(self._seed, "mask", round, number)
@@ -72,7 +78,7 @@ class Client:
         all, and a threshold that is not more than half of the cohort.
         """
         self._turn("shares")
-        self._cohort = self._checked(keys)
+        self._cohort = self._checked(self._list(keys))
         self._attempt = wire.attempt_of(self._cohort)
         n, me = len(self._cohort), self.number
         self._held: dict[int, tuple[bytes, bytes]] = {}  # by owner: a share of seed, of own mask
@@ -85,7 +91,8 @@ class Client:
                 continue
             bound = _address(self.round, me, v, self._attempt)
             text = prim.seal(self._box(v, me, v), of_seed + of_mask, bound)
-            letters.append(Sealed(me, v, self.round, text))
+            marks = wire.share_marks((of_seed, of_mask), self.round, me, v, self._attempt)
+            letters.append(Sealed(me, v, self.round, text, marks))
         return letters
 
     def mask(self, x: np.ndarray, letters: Sequence[Sealed]) -> Masked:
@@ -93,19 +100,27 @@ class Client:
 
         ValueError if x has another form: a float would lose what is behind its point. Refuses a
         letter that is not for this client and attempt, comes twice or was altered; fewer than t.
+        A refused letter can be asked about again with an empty text: this client then has no share
+        of its sender's secrets, which doesn't count to the t, but it masks with it as the others
+        do.
         """
         x = np.asarray(x)
         good = x.dtype == np.uint32 and x.ndim == 1
         rule, got = "(d,) uint32, residues", f"{x.shape} {x.dtype}"
         check("Client.mask", "x", got, good, rule, "FixedPoint(1.0, 50).encode(x)")
         self._turn("masked")
-        for letter in letters:
-            self._keep(letter)
-        self._enough("shared their secrets", len(self._held))
+        self._next -= 1  # not over before there is an answer
+        held = dict(self._held)
+        for letter in self._list(letters):
+            self._keep(letter, held)
+        lacking = [f", not client {u}" for u, (seed, _) in held.items() if not seed]
+        self._enough(f"shared their secrets{''.join(lacking)}", len(held) - len(lacking))
+        self._held, self._next = held, self._next + 1
         y, me = x.copy(), self.number
         wire.add(y, [(wire.own_key(self._own_mask, self.round, me, self._attempt), 1)])
         wire.add(y, [(self._pair(v), wire.sign(me, v)) for v in self._held if v != me])
-        message = Masked(me, self.round, y, b"")
+        mark = wire.own_mark(self._own_mask, self.round, me, self._attempt)
+        message = Masked(me, self.round, y, mark, b"")
         return message._replace(signature=self._signed(wire.signed_text(message, self._attempt)))
 
     def vote(self, answered: Sequence[int]) -> Vote:
@@ -114,9 +129,11 @@ class Client:
         Refuses a list that leaves this client out, names a stranger, or is below the threshold.
         """
         self._turn("votes")
+        good = all(is_whole(k, 0) for k in self._list(answered))
+        good = good and len(set(answered)) == len(answered)
+        if not good or self.number not in answered or not set(answered) <= set(self._held):
+            self._refuse(f"the list of who answered, {answered}, can't be right")
         self._answered = set(answered)
-        if self.number not in self._answered or not self._answered <= set(self._held):
-            self._refuse(f"the list of who answered, {sorted(answered)}, can't be right")
         self._enough("answered", len(self._answered))
         return Vote(self.number, self.round, self._signed(self._ballot()))
 
@@ -127,10 +144,11 @@ class Client:
         for something else.
         """
         self._turn("opened")
-        for v in votes:
+        for v in self._list(votes):
+            self._form(v, Vote)
             known = v.client in self._answered and v.round == self.round
             if not known or not prim.signed(self._directory[v.client], v.signature, self._ballot()):
-                self._refuse(f"client {v.client}'s vote is not for this list and attempt")
+                self._refuse(f"client {v.client}'s vote is not for this list and attempt", v.client)
         self._enough("signed the list", len({v.client for v in votes}))
         i = wire.place(self._cohort, self.number)
         answered = {v: (i, b) for v, (_, b) in self._held.items() if v in self._answered}
@@ -143,27 +161,30 @@ class Client:
         if cohort.get(self.number) != self._keys:
             self._refuse("its own keys are missing or were changed")
         self._enough("advertised keys", len(cohort))
-        if 2 * self.threshold <= len(cohort):
-            self._refuse(
-                f"{len(cohort)} clients with threshold {self.threshold}: two halves could be shown "
-                "two lists, and both secrets of one client opened"
-            )
+        if words := wire.halves(len(cohort), self.threshold):
+            self._refuse(words)
         return cohort
 
-    def _keep(self, letter: Sealed) -> None:
+    def _keep(self, letter: Sealed, held: dict[int, tuple[bytes, bytes]]) -> None:
+        self._form(letter, Sealed)
         u, me = letter.sender, self.number
         if letter.receiver != me or letter.round != self.round or u not in self._cohort:
-            self._refuse(f"a letter from {u} to {letter.receiver} of round {letter.round}")
-        if u in self._held:
-            self._refuse(f"a second letter from client {u}")
+            self._refuse(f"a letter from {u} to {letter.receiver} of round {letter.round}", u)
+        if u in held:
+            self._refuse(f"a second letter from client {u}", u)
+        if not letter.text:
+            held[u] = b"", b""
+            return
         try:
             bound = _address(self.round, u, me, self._attempt)
             text = prim.unseal(self._box(u, u, me), letter.text, bound)
         except ValueError as e:
-            raise Refused(f"client {me}, round {self.round}: the letter from {u}: {e}") from None
+            self._refuse(f"the letter from {u}: {e}", u)
         if len(text) != 2 * prim.SEED:
-            self._refuse(f"the letter from {u} holds {len(text)} bytes, not two shares of 16")
-        self._held[u] = text[: prim.SEED], text[prim.SEED :]
+            self._refuse(f"the letter from {u} holds {len(text)} bytes, not two shares of 16", u)
+        held[u] = shares = text[: prim.SEED], text[prim.SEED :]
+        if letter.marks != wire.share_marks(shares, self.round, u, me, self._attempt):
+            self._refuse(f"the letter from {u} holds other shares than their marks tell", u)
 
     def _box(self, other: int, sender: int, receiver: int) -> bytes:
         theirs = self._cohort[other].letter
@@ -184,14 +205,26 @@ class Client:
         if n < self.threshold:
             self._refuse(f"only {n} {what}, the threshold is {self.threshold}")
 
+    def _list(self, sent: Any) -> Any:
+        if not isinstance(sent, (list, tuple)):
+            self._refuse(f"{type(sent).__name__} came where a list is due")
+        return sent
+
+    def _form(self, m: Any, kind: type) -> None:
+        client, words = wire.fault(m, kind)
+        if words:
+            self._refuse(words, client)
+
     def _turn(self, stage: str) -> None:
         due = STAGES[self._next] if self._next < len(STAGES) else "over"
+        self._stage = stage
         if stage != due:
             self._refuse(f"asked for '{stage}', but it is at '{due}': each stage once, in order")
         self._next += 1
 
-    def _refuse(self, why: str) -> NoReturn:
-        raise Refused(f"client {self.number}, round {self.round}, refuses: {why}")
+    def _refuse(self, why: str, client: int | None = None) -> NoReturn:
+        me = f"client {self.number}, round {self.round}, stage '{self._stage}'"
+        raise Refused(f"{me}, refuses: {why}", client, self.round, self._stage)
 
 
 def _address(round: int, sender: int, receiver: int, attempt: bytes) -> bytes:

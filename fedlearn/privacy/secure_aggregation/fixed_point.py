@@ -77,7 +77,9 @@ class FixedPoint:
 
         ValueError if a number is NaN, infinite or beyond ``bound``: nothing is cut silently.
         """
-        x = np.asarray(x, np.float64)
+        x = np.asarray(x)
+        check("encode", "x", x.dtype, x.dtype.kind in "biuf", "real numbers", [0.5, -0.25])
+        x = x.astype(np.float64)
         bad = ~(np.abs(x) <= self.bound)  # NaN, too
         if bad.any():
             i = int(np.flatnonzero(bad)[0])
@@ -92,7 +94,12 @@ class FixedPoint:
 
     def decode(self, total: np.ndarray) -> np.ndarray:
         """(d,) uint32, the sum mod 2**32 of encodings -> (d,) float64, the sum of the numbers."""
-        return np.asarray(total).astype(np.uint32).view(np.int32) / self.scale
+        total = np.asarray(total)
+        rule = "integers: a sum of what encode gave"
+        check(
+            "decode", "total", total.dtype, total.dtype.kind in "iu", rule, "encode(x) + encode(y)"
+        )
+        return total.astype(np.uint32).view(np.int32) / self.scale
 
 
 def _most_bits(bound: float, clients: int) -> int | None:

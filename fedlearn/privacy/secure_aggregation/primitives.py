@@ -11,13 +11,16 @@ operating system, never from a seed.
 
 import os
 import struct
-from functools import cache
+from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from ...checks import check, is_whole, whole
+
 SEED = 16  # bytes of a secret that is shared out
+SEALED = 2 * SEED + 16  # of a letter with two shares
 
 Share = tuple[int, bytes]  # number of the share, 16 bytes
 
@@ -49,7 +52,12 @@ def label(purpose: str, *numbers: int, attempt: bytes = b"") -> bytes:
         False
     """
     n = len(numbers)
-    return b"fedlearn/" + purpose.encode() + b"/" + struct.pack(f">{n + 1}Q", n, *numbers) + attempt
+    check("label", "purpose", purpose, "/" not in purpose, 'a word without "/"', "'mask'")
+    try:
+        counted = struct.pack(f">{n + 1}Q", n, *numbers)
+    except struct.error:
+        check("label", "numbers", numbers, False, "integers from 0 to 2**64 - 1", (7, 0, 1))
+    return b"fedlearn/" + purpose.encode() + b"/" + counted + attempt
 
 
 def key_pair(seed: bytes, purpose: str, *numbers: int) -> tuple[Any, bytes]:
@@ -81,6 +89,33 @@ def agree(private: Any, public: bytes, purpose: str, *numbers: int, attempt: byt
     return derive(private.exchange(theirs), purpose, *numbers, attempt=attempt)
 
 
+@lru_cache(maxsize=4096)
+def is_key(public: bytes) -> bool:
+    """Whether it is a public key of X25519: 32 bytes, canonical, not of low order.
+
+    A point of low order gives zero whatever it is multiplied by: everybody knows what is agreed on
+    with it. Canonical: below 2**255 - 19, so no key comes in two forms.
+
+    Example:
+        >>> is_key(key_pair(fresh(), "mask", 0, 1)[1]), is_key(bytes(32))
+        (True, False)
+
+    Reference:
+        Langley, Hamburg, Turner, 2016, RFC 7748, §6.1.
+    """
+    if len(public) != 32 or int.from_bytes(public, "little") >= 2**255 - 19:
+        return False
+    x25519 = _crypto().x25519
+    try:
+        any_key = x25519.X25519PrivateKey.from_private_bytes(
+            bytes(32)
+        )  # a multiple of 8 it is made
+        any_key.exchange(x25519.X25519PublicKey.from_public_bytes(public))
+    except ValueError:
+        return False
+    return True
+
+
 def keystream(key: bytes, n: int, out: np.ndarray | None = None) -> np.ndarray:
     """A key stretched to n numbers, each of the 2**32 as likely as any other: ChaCha20. (n,) uint32
 
@@ -98,6 +133,10 @@ def keystream(key: bytes, n: int, out: np.ndarray | None = None) -> np.ndarray:
     """
     c = _crypto()
     out = np.empty(n, "<u4") if out is None else out
+    good = out.shape == (n,) and out.dtype == np.dtype("<u4")
+    check(
+        "keystream", "out", (out.shape, out.dtype), good, f"({n},) uint32", f"np.empty({n}, '<u4')"
+    )
     stream = c.Cipher(c.algorithms.ChaCha20(key, bytes(16)), None).encryptor()
     stream.update_into(bytes(4 * n), out.view(np.uint8).data)
     return out
@@ -174,7 +213,12 @@ def split(secret: bytes, threshold: int, n: int) -> list[Share]:
     Reference:
         Shamir, 1979, "How to share a secret".
     """
-    return [(int(i), bytes(s)) for i, s in _crypto().Shamir.split(threshold, n, secret)]
+    whole("split", "n", n, 2, example=3)
+    rule = f"an integer from 2 to n = {n}"
+    check("split", "threshold", threshold, is_whole(threshold, 2, n), rule, 2)
+    good = isinstance(secret, bytes) and len(secret) == SEED
+    check("split", "secret", type(secret), good, f"{SEED} bytes", "fresh()")  # never shown
+    return [(int(i), bytes(s)) for i, s in _crypto().Shamir.split(int(threshold), int(n), secret)]
 
 
 def combine(shares: list[Share]) -> bytes:
@@ -184,6 +228,9 @@ def combine(shares: list[Share]) -> bytes:
         >>> combine(split(bytes(16), 3, 5)[:3]) == bytes(16)
         True
     """
+    places = {i for i, s in shares if is_whole(i) and isinstance(s, bytes) and len(s) == SEED}
+    rule = f"two or more of {SEED} bytes, each in its own place from 1"
+    check("combine", "shares", places, 2 <= len(places) == len(shares), rule, "split(s, 2, 3)[1:]")
     return bytes(_crypto().Shamir.combine(shares))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from ...checks import check, is_whole
 from . import primitives as prim
 from .client import Client
 from .fixed_point import FixedPoint
-from .messages import STAGES, Sealed, check_threshold
+from .messages import KINDS, STAGES, Masked, Refused, Sealed, check_threshold, fault
 from .server import Server
 
 
@@ -25,6 +25,9 @@ class Sum(NamedTuple):
         up: stage -> bytes that each client sent, (K,).
         down: stage -> bytes that each client received, (K,).
         seconds: stage -> seconds of all clients and the server, one after the other.
+        refused: What was left out, and why, in its order: each a :class:`Refused` with ``client``
+            and ``stage``. From that stage on the client counts as silent, but for a letter: then
+            its receiver has no share of it.
     """
 
     total: np.ndarray
@@ -33,6 +36,7 @@ class Sum(NamedTuple):
     up: dict[str, np.ndarray]
     down: dict[str, np.ndarray]
     seconds: dict[str, float]
+    refused: list[Refused]
 
 
 def secure_sum(
@@ -57,6 +61,7 @@ def secure_sum(
         ValueError: If the threshold doesn't fit the cohort, a stage or a client isn't there, or a
             number is out of the code's range.
         TooFew: If fewer than t answer at some stage: nothing is opened.
+        Refused: If a client dealt false shares of its secrets, so that nothing restores them.
 
     Example:
         >>> rows = np.array([[1, 2], [10, 20], [100, 200]], np.uint32)
@@ -72,19 +77,25 @@ def secure_sum(
     t = check_threshold("secure_sum", threshold, K)
     there = _presence(K, dropped or {})
     log = _Log(K)
-    clients, server = enroll(range(K), round, t)
+    clients, server = enroll(range(K), round, t, d=rows.shape[1])
     letters = exchange(clients, server, there, log)
-    seen = {}
+    seen: dict[int, np.ndarray] = {}
+
+    def add(own: list[Masked]) -> None:
+        for m in own:
+            server.add(m)
+
     for k in there("masked", letters):
-        message = clients[k].mask(rows[k], letters[k])
-        server.add(log.sent(k, message))
-        seen[k] = message.y
+        sent = _asked([k], lambda k: [_mask(clients[k], rows[k], letters[k], server)], server)
+        _, good = _taken(sent, "masked", add, server, log)
+        seen |= {k: own[0].y for k, own in good.items()}
     answered = server.answered()
     log.ends("masked")
     total = server.sum - unmask(clients, server, there, log)
-    return Sum(code.decode(total) if code else total, answered, seen, *log.books())
+    return Sum(code.decode(total) if code else total, answered, seen, *log.books(), server.refused)
 
 
+T = TypeVar("T")
 There = Callable[[str, Iterable[int]], list[int]]  # stage, who was there so far -> who still is
 
 
@@ -93,7 +104,11 @@ def _everybody(stage: str, clients: Iterable[int]) -> list[int]:
 
 
 def enroll(
-    numbers: Iterable[int], round: int, threshold: int, identities: Mapping[int, Any] | None = None
+    numbers: Iterable[int],
+    round: int,
+    threshold: int,
+    identities: Mapping[int, Any] | None = None,
+    d: int | None = None,
 ) -> tuple[dict[int, Client], Server]:
     """A round's clients, number -> :class:`Client`, and its :class:`Server`, all in this process.
 
@@ -102,17 +117,28 @@ def enroll(
         round: Its number.
         threshold: How many must answer.
         identities: Their signing keys; None for new ones.
+        d: How many numbers each vector has, for the server; None: as many as the first has.
+
+    Raises:
+        ValueError: If a number, the round or the threshold is out of range, a client comes twice or
+            has no identity.
 
     Example:
         >>> clients, server = enroll([4, 7], round=0, threshold=2)
         >>> sorted(clients), server.threshold
         ([4, 7], 2)
     """
+    numbers = list(numbers)
+    good = all(is_whole(k, 0, 2**64 - 1) for k in numbers) and len(set(numbers)) == len(numbers)
+    check("enroll", "numbers", numbers, good, "integers >= 0, none twice", [0, 1, 2])
     numbers = [int(k) for k in numbers]
+    good = identities is None or set(numbers) <= set(identities)
+    rule = f"a signing key for each of {numbers}"
+    check("enroll", "identities", identities, good, rule, "{k: primitives.identity()}")
     ids = {k: prim.identity() if identities is None else identities[k] for k in numbers}
     book = {k: i.public_key().public_bytes_raw() for k, i in ids.items()}
     clients = {k: Client(k, round, i, book, threshold) for k, i in ids.items()}
-    return clients, Server(round, threshold, book)
+    return clients, Server(round, threshold, book, d)
 
 
 def exchange(
@@ -135,12 +161,13 @@ def exchange(
         [0, 2]
     """
     log = log or _Log(0)
-    keys = server.keys([log.sent(k, clients[k].advertise()) for k in there("keys", clients)])
-    for k in (m.client for m in keys):
+    sent = _asked(there("keys", clients), lambda k: [clients[k].advertise()], server)
+    keys, good = _taken(sent, "keys", server.keys, server, log)
+    for k in good:
         log.received(k, keys)
     log.ends("keys")
-    here = there("shares", [m.client for m in keys])
-    letters = server.route(m for k in here for m in log.sent(k, clients[k].share(keys)))
+    sent = _asked(there("shares", good), lambda k: clients[k].share(keys), server)
+    letters, _ = _taken(sent, "shares", server.route, server, log)
     for k, own in letters.items():
         log.received(k, own)
     log.ends("shares")
@@ -172,14 +199,67 @@ def unmask(
     voters = there("votes", answered)
     for k in voters:
         log.received(k, answered)
-    votes = server.votes([log.sent(k, clients[k].vote(answered)) for k in voters])
-    for k in voters:
+    sent = _asked(voters, lambda k: [clients[k].vote(answered)], server)
+    votes, good = _taken(sent, "votes", server.votes, server, log)
+    for k in good:
         log.received(k, votes)
     log.ends("votes")
-    here = there("opened", voters)
-    masks = server.masks([log.sent(k, clients[k].open(votes)) for k in here])
+    sent = _asked(there("opened", good), lambda k: [clients[k].open(votes)], server)
+    masks, _ = _taken(sent, "opened", server.masks, server, log)
     log.ends("opened")
     return masks
+
+
+def _asked(clients: Iterable[int], act: Callable[[int], Any], server: Server) -> dict[int, Any]:
+    """What each client sends; one that refuses what it got says why, and falls silent."""
+    sent = {}
+    for k in clients:
+        try:
+            sent[k] = act(k)
+        except Refused as e:
+            server.refused.append(e)
+    return sent
+
+
+def _taken(
+    sent: Mapping[int, Any], stage: str, act: Callable[[list[Any]], T], server: Server, log: "_Log"
+) -> tuple[T, dict[int, Any]]:
+    """What the server makes of it, and who sent what; without the clients that it refuses."""
+    good = {}
+    for k, own in sent.items():
+        faults = [f"client {k} sent {own!r:.40} where {KINDS[stage].__name__} is due"]
+        if isinstance(own, list) and own:  # a client speaks for no other
+            faults = [words for m in own for _, words in [fault(m, KINDS[stage], k)] if words]
+        if faults:
+            words = f"server, round {server.round}, stage '{stage}': {faults[0]}"
+            server.refused.append(Refused(words, k, server.round, stage))
+        else:
+            good[k] = own
+    while True:
+        try:
+            out = act([m for own in good.values() for m in own])
+        except Refused as e:
+            if e.client not in good:
+                raise
+            server.refused.append(e)
+            del good[e.client]
+        else:
+            for k, own in good.items():
+                log.sent(k, own)
+            return out, good
+
+
+def _mask(client: Client, x: np.ndarray, letters: list[Sealed], server: Server) -> Masked:
+    """Its masked vector; of whose letter it refuses it has no share, and says so."""
+    by = {m.sender: m for m in letters}
+    while True:
+        try:
+            return client.mask(x, list(by.values()))
+        except Refused as e:
+            if e.client not in by or not by[e.client].text:
+                raise
+            server.refused.append(e)
+            by[e.client] = by[e.client]._replace(text=b"")
 
 
 def wire_bytes(message: Any) -> int:
@@ -233,20 +313,29 @@ class _Log:
 
 def _encoded(rows: np.ndarray, code: FixedPoint | None) -> np.ndarray:
     rows = np.asarray(rows)
-    check("secure_sum", "rows", rows.shape, rows.ndim == 2, "a matrix (K, d)", "np.ones((5, 3))")
+    good = rows.ndim == 2 and rows.size > 0
+    check("secure_sum", "rows", rows.shape, good, "a matrix (K, d)", "np.ones((5, 3))")
     if code is None:
         rule = "uint32 residues, or numbers with a code"
         check("secure_sum", "rows", rows.dtype, rows.dtype == np.uint32, rule, "code.encode(x)")
         return rows
     rule = f"no more than the code's {code.clients} clients"
     check("secure_sum", "rows", len(rows), len(rows) <= code.clients, rule, code.clients)
-    return np.stack([code.encode(row) for row in rows])
+    return np.stack([_encoded_row(code, k, row) for k, row in enumerate(rows)])
+
+
+def _encoded_row(code: FixedPoint, k: int, row: np.ndarray) -> np.ndarray:
+    try:
+        return code.encode(row)
+    except ValueError as e:
+        raise ValueError(f"secure_sum: the row of client {k} can't be sent. {e}") from None
 
 
 def _presence(K: int, dropped: Mapping[str, Iterable[int]]) -> There:
     for stage, who in dropped.items():
         rule = "one of " + ", ".join(STAGES)
         check("secure_sum", "dropped", stage, stage in STAGES, rule, {"masked": [1]})
+        check("secure_sum", "dropped", who, np.iterable(who), "stage -> clients", {"masked": [1]})
         for k in who:
             known = is_whole(k, 0) and k < K
             check("secure_sum", "dropped", k, known, f"clients from 0 to {K - 1}", {"masked": [1]})

@@ -79,17 +79,18 @@ def secure_mean(
         check("secure_mean", "total", code.clients, 1 <= n <= code.clients, rule, n)
         return torch.from_numpy(code.decode(total[:-1]) / n).to(masked.device, desk.dtype)
 
+    add = lambda rows, p: rows.sum(0).to(torch.int32)  # int64, then wraps
     name = f"{bound:g}, {total}"
     return (
-        Rowwise(f"mask({name})", mask, private=True),
-        Reduce("sum mod 2**32", lambda rows, p: rows.sum(0).to(torch.int32)),  # int64, then wraps
-        After("unmask()", reveal),
+        Rowwise(f"mask({name})", mask, private=True, plain=True),
+        Reduce("sum mod 2**32", add, plain=True),
+        After("unmask()", reveal, plain=True),
     )
 
 
 def _weighted(code: FixedPoint, k: int, x: np.ndarray, n: float) -> np.ndarray:
     """(d + 1,) residues of n x and of n itself, a whole number."""
-    check("secure_mean", "n_k", n, n == int(n) and n >= 1, "a whole number >= 1", 600)
+    check("secure_mean", "n_k", n, n >= 1 and float(n).is_integer(), "a whole number >= 1", 600)
     rule = f"no less than any cohort's sum of n_k, and client {k} alone holds {n:g}"
     check("secure_mean", "total", code.clients, n <= code.clients, rule, "len(y)")
     try:
@@ -114,7 +115,7 @@ class _Desk:
     def mask(self, k: int, x: np.ndarray, ctx: Context) -> np.ndarray:
         here = (ctx.round, tuple(int(v) for v in ctx.called))
         if here != self._round or k in self._masked:  # again: the round was given up, begin anew
-            self._begin(here, ctx)
+            self._begin(here, ctx, len(x))
         if k not in self._letters:
             raise ValueError(
                 f"secure_mean: client {k} is not in the cohort {list(here[1])}: it has no keys, "
@@ -142,7 +143,7 @@ class _Desk:
         server.add_sum(answered, total)
         return server.sum - unmask(clients, server)
 
-    def _begin(self, here: tuple[int, tuple[int, ...]], ctx: Context) -> None:
+    def _begin(self, here: tuple[int, tuple[int, ...]], ctx: Context, d: int) -> None:
         if ctx.turns is not None:
             raise ValueError(
                 "secure_mean: an asynchronous run has no common round in which masks could cancel; "
@@ -158,7 +159,7 @@ class _Desk:
             raise RoundFailed(str(e)) from None
         for k in here[1]:
             self._identities.setdefault(k, prim.identity())
-        self._clients, self._server = enroll(here[1], ctx.round, t, self._identities)
+        self._clients, self._server = enroll(here[1], ctx.round, t, self._identities, d)
         self._letters = exchange(self._clients, self._server)
         self._round, self._masked = here, set()
 

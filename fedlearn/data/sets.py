@@ -1,0 +1,146 @@
+"""Data sets by name: in the wheel, and through torchvision."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..rng import Use, numpy_rng
+from . import pictures
+
+
+class Dataset(NamedTuple):
+    """Training and test examples of one problem.
+
+    Attributes:
+        x: (n, features) float32 in [0, 1] (the toy plane: in [-1, 1]; ``synthetic``: unbounded).
+            Pictures lie flat: ``x.unflatten(1, shape)`` shows them.
+        y: (n,) int64 classes, or float32 targets when ``classes`` is 0 (regression). Of your own
+            data (n, ...): what the loss compares with the scores.
+        x_test: (m, features).
+        y_test: (m,), or (m, ...).
+        classes: C, or 0 for regression.
+        name: ``"digits"``; ``"digits (fallback)"`` when another was asked for and missing.
+        shape: Shape of one example as a picture, ``(8, 8)``; empty when it isn't one.
+        about: Where the data comes from.
+    """
+
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: int
+    name: str
+    shape: tuple[int, ...] = ()
+    about: str = ""
+
+
+def load(
+    name: str = "digits",
+    *,
+    fallback: str | None = None,
+    folder: str | Path | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Load a data set; the first five need no network and no file.
+
+    ======================  =================================================================
+    ``digits``              1,797 handwritten digits, 8x8 (the default), 10 classes
+    ``breast_cancer``       569 tumours, 30 measurements, 2 classes
+    ``wine``                178 wines, 13 measurements, 3 classes
+    ``diabetes``            442 patients, 10 measurements, a number to predict
+    ``toy``                 600 points of a plane in 3 interleaved arms
+    ``mnist``               70,000 handwritten digits, 28x28
+    ``fashion_mnist``       70,000 pictures of clothes, 28x28
+    ``cifar10``             60,000 colour pictures, 3x32x32
+    ======================  =================================================================
+
+    Args:
+        name: One of the names above.
+        fallback: Loaded instead when ``name`` can't be had; what is printed says so and why, and
+            the result's name ends in ``(fallback)``.
+        folder: For the last three: where torchvision's files lie, or are put by the one download;
+            None for :func:`data_folder`. A ``~`` is the home folder.
+        seed: Of the training/test split of the first five (80 % / 20 %).
+
+    Raises:
+        ValueError: If the name is unknown.
+        FileNotFoundError: If the files are missing or damaged and can't be downloaded, and there is
+            no fallback. The message says what failed, why, and where to put the files.
+
+    Example:
+        >>> digits = load("digits")
+        >>> digits.x.shape, digits.x_test.shape, digits.classes
+        (torch.Size([1437, 64]), torch.Size([360, 64]), 10)
+    """
+    for asked in filter(None, (name, fallback)):
+        if asked not in (*_SMALL, *pictures.KNOWN):
+            known = ", ".join((*_SMALL, *pictures.KNOWN))
+            raise ValueError(f"load: unknown data set {asked!r}; known are {known}, e.g. 'digits'")
+    if name in _SMALL:
+        return _split(name, _SMALL[name](seed), seed)
+    try:
+        (x, y), (x_test, y_test) = pictures.read(name, folder)
+        _, about, shape = pictures.KNOWN[name]
+        return Dataset(x, y, x_test, y_test, 10, name, shape, about)
+    except FileNotFoundError as missing:
+        if fallback is None:
+            raise
+        print(f"{str(missing).rsplit(', or use load', 1)[0]}.")
+        print(f"Using {fallback} instead: results are marked '{fallback} (fallback)'.")
+        data = load(fallback, folder=folder, seed=seed)
+        return data._replace(name=f"{data.name} (fallback)")
+
+
+# -- in the wheel ---------------------------------------------------------------------------------
+
+_Small = tuple[np.ndarray, np.ndarray, int, tuple[int, ...], str]  # x, y, classes, shape, about
+
+
+def _digits(seed: int) -> _Small:
+    from sklearn.datasets import load_digits
+
+    d = load_digits()
+    return d.data / 16.0, d.target, 10, (8, 8), "UCI optical digits, test part (Alpaydin, 1998)"
+
+
+def _table(loader: str, classes: int, about: str) -> Callable[[int], _Small]:
+    def read(seed: int) -> _Small:
+        import sklearn.datasets
+
+        d = getattr(sklearn.datasets, loader)()
+        low, high = d.data.min(0), d.data.max(0)
+        y = d.target if classes else d.target / d.target.max()
+        return (d.data - low) / (high - low), y, classes, (), about
+
+    return read
+
+
+def _toy(seed: int) -> _Small:
+    """Three spiral arms of 200 points, in [-1, 1]^2."""
+    rng = numpy_rng(seed, Use.TOY)
+    arm, at = np.repeat(np.arange(3), 200), np.tile(np.linspace(0.08, 1.0, 200), 3)
+    angle = 2 * np.pi * arm / 3 + 2.5 * at + rng.normal(0, 0.15, 600)
+    x = at[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+    return x, arm, 3, (), "made up: three spiral arms"
+
+
+_SMALL: dict[str, Callable[[int], _Small]] = {
+    "digits": _digits,
+    "breast_cancer": _table("load_breast_cancer", 2, "Wisconsin diagnostic (Wolberg, 1995)"),
+    "wine": _table("load_wine", 3, "UCI wine (Aeberhard, Forina, 1992)"),
+    "diabetes": _table("load_diabetes", 0, "diabetes progression (Efron et al., 2004)"),
+    "toy": _toy,
+}
+
+
+def _split(name: str, small: _Small, seed: int) -> Dataset:
+    x, y, classes, shape, about = small
+    order = numpy_rng(seed, Use.SPLIT).permutation(len(y))
+    test, train = np.split(order, [-(-len(y) // 5)])
+    xs = torch.from_numpy(np.asarray(x, np.float32))
+    ys = torch.from_numpy(np.asarray(y, np.int64 if classes else np.float32))
+    return Dataset(xs[train], ys[train], xs[test], ys[test], classes, name, shape, about)

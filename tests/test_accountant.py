@@ -1,0 +1,149 @@
+"""The accountant answers within seconds, never too low, whatever is in range."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+
+import pytest
+import torch
+from problems import problem
+
+from fedlearn import Recipe, Simulated, algorithms, privacy
+from fedlearn.privacy import accounting
+
+pytest.importorskip("dp_accounting", reason="needs fedlearn[privacy]")
+SECONDS = 60  # of processor time that no answer may take on a slow machine; the truth is below 6
+
+
+def timed(f, *args):  # type: ignore[no-untyped-def]
+    start = time.process_time()
+    out = f(*args)
+    assert time.process_time() - start < SECONDS, args
+    return out
+
+
+def sampled_delta(e: float, z: float, q: float) -> float:
+    """delta(e) of one sampled Gaussian, both directions, in closed form."""
+    phi = lambda v: 0.5 * math.erfc(-v / math.sqrt(2))
+    # P = (1 - q) N(0, z²) + q N(1, z²) against Q = N(0, z²): the loss exceeds e beyond x
+    inside = math.expm1(e) / q + 1
+    x = z * z * math.log(inside) + 0.5
+    tail0, tail1 = phi(-x / z), phi(-(x - 1) / z)
+    return (1 - q) * tail0 + q * tail1 - math.exp(e) * tail0
+
+
+@pytest.mark.parametrize("z, q, delta", [(0.3, 0.1, 1e-3), (1.0, 0.1, 1e-3), (2.0, 0.5, 1e-4)])
+def test_one_round_is_the_closed_form(z, q, delta):
+    got = privacy.epsilon(z, q, 1, delta)
+    assert sampled_delta(got, z, q) <= delta * (1 + 1e-6)
+    assert sampled_delta(got - 0.01, z, q) > delta
+
+
+def test_the_two_questions_that_hung():
+    with pytest.raises(ValueError, match="the chance that a client is called at all"):
+        timed(privacy.calibrate, 8.0, 1e-4, 10, 1e-3)
+    got = timed(privacy.epsilon, 0.01, 0.1, 1, 1e-3)
+    # the loss is close to log q + (2 x - 1) / 2 z² with x ~ N(1, z²), called with chance q
+    assert 5000 < got < 5300
+    mass = 1e-3 / 0.1  # delta / q: the quantile of the loss at that is close to epsilon
+    x = 1 + 0.01 * 2.326  # Phi^-1(0.99)
+    assert got == pytest.approx((2 * x - 1) / (2 * 0.01**2) + math.log(0.1), rel=2e-3) and mass
+
+
+def test_who_is_hardly_ever_called_is_promised_by_that_alone():
+    """delta >= 1 - (1 - q)^T: (0, delta) holds for what adds no noise at all."""
+    chance = -math.expm1(10 * math.log1p(-1e-4))
+    for z in (0.0, 1e-6, 1.0):
+        assert privacy.epsilon(z, 1e-4, 10, 1e-3) == 0 and chance < 1e-3
+        assert privacy.epsilons(z, 1e-4, 10, 1e-3) == [0.0] * 10
+    assert privacy.epsilon(0.0, 1e-4, 11, 1e-3) == math.inf
+
+
+def test_what_every_lesson_reads_is_what_it_was():
+    assert privacy.epsilon(1.0, 0.1, 100, 1e-3) == pytest.approx(4.784372878901937, rel=1e-12)
+    assert privacy.calibrate(8.0, 0.1, 100, 1e-3) == pytest.approx(0.778505293544713, rel=1e-12)
+    assert privacy.calibrate(2.0, 0.1, 100, 1 / 200**2) == pytest.approx(
+        2.142314209686915, rel=1e-12
+    )
+
+
+EXTREMES = [
+    (1e-3, 0.1, 1000, 1e-3), (1e-8, 0.1, 1000, 1e-3), (1e-200, 0.5, 10, 1e-5),
+    (1e8, 0.1, 1000, 1e-3), (1e3, 1e-6, 10**9, 1e-15), (1.0, 0.5, 10**12, 1e-300),
+    (0.1, 1e-9, 10, 1e-11), (30.0, 0.999, 5, 1e-5), (1.0, 1e-300, 5, 1e-306),
+    (1e300, 0.5, 5, 1e-305), (20.0, 0.5, 10**6, 1e-3), (0.05, 0.01, 10**4, 1e-5),
+    (0.02, 0.9999999, 3, 0.5), (1.0, 0.1, 10**30, 1e-3), (1.0, 1.0, 10**30, 1e-300),
+    (1e-300, 1.0, 1, 0.999), (1e300, 1.0, 1, 1e-300),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("z, q, T, delta", EXTREMES)
+def test_any_number_in_range_has_an_answer(z, q, T, delta):
+    got = timed(privacy.epsilon, z, q, T, delta)
+    assert got >= 0 and not math.isnan(got)
+    more = privacy.epsilons(z, q, 2, delta)
+    assert more == sorted(more)
+
+
+@pytest.mark.parametrize(
+    "target, q, T, delta",
+    [
+        (1e6, 0.1, 1000, 1e-3), (1e-6, 0.1, 1000, 1e-5), (1e3, 0.5, 10, 0.2),
+        (0.1, 0.01, 10**7, 1e-5), (1e300, 0.5, 10, 1e-5), (5.0, 1e-4, 10, 1e-300),
+        (0.2, 8.7e-7, 4_138_994, 0.05), (3.0, 1.0, 10**9, 1e-12),
+    ],
+)  # fmt: skip
+@pytest.mark.slow
+def test_any_target_in_range_has_its_noise(target, q, T, delta):
+    z = timed(privacy.calibrate, target, q, T, delta)
+    assert privacy.epsilon(z, q, T, delta) <= target
+    assert z < 1e-3 or privacy.epsilon(z - 2e-4, q, T, delta) > target * (1 - 1e-3)
+
+
+def test_a_target_beyond_all_noise_is_refused():
+    with pytest.raises(ValueError, match=r"calibrate: target must be >= .* z = 2\*\*30.*got 1e-09"):
+        privacy.calibrate(1e-9, 0.1, 10**6, 1e-9)
+
+
+@pytest.mark.slow
+def test_epsilon_is_bounded_and_monotone_over_eight_decades():
+    """Log-uniform settings: below two independent bounds, and each number pulls its own way."""
+    r, e = random.Random(0), privacy.epsilon
+    draw = lambda low, high: math.exp(r.uniform(math.log(low), math.log(high)))
+    for _ in range(25):
+        z, q = draw(1e-4, 1e4), min(draw(1e-8, 3.0), 1.0)
+        T, delta = int(draw(1, 1e7)), min(draw(1e-16, 2.0), 0.999)
+        here = timed(e, z, q, T, delta)
+        most = here * 1.002 + 1e-4  # what grids of two settings may differ by
+        fewer, larger = max(1, int(0.7 * T)), min(0.9999, 2 * delta)
+        less = (1.3 * z, q, T, delta), (z, 0.7 * q, T, delta), (z, q, fewer, delta)
+        for other in (*less, (z, q, T, larger)):
+            assert e(*other) <= most, (z, q, T, delta, other)
+        everyone = e(z, 1.0, T, delta)  # nobody is hidden by sampling
+        assert here <= everyone * 1.001 + 1e-3
+        if q < 1:
+            assert here <= accounting._bound(z, q, T, delta) * 1.001 + 1e-3
+
+
+@pytest.mark.parametrize(
+    "z, q, T", [(1.0, 0.1, 100), (0.7, 0.02, 500), (5.0, 0.5, 50), (1, 0.9, 3)]
+)
+def test_the_bound_is_above_the_distribution_and_near_it(z, q, T):
+    """Two computations that share nothing."""
+    exact, bound = privacy.epsilon(z, q, T, 1e-4), accounting._bound(z, q, T, 1e-4)
+    assert exact < bound < 1.6 * exact + 0.1
+
+
+def test_a_run_with_hardly_any_noise_knows_what_it_costs():
+    p = problem()
+    task = p.closed_form
+    pipeline = privacy.private_mean(0.5, 0.01, 4.0)
+    recipe = Recipe(algorithms.fedavg(task, 0.1), task.theta0, pipeline)
+    clients = Simulated(recipe, p.x, p.y, p.parts)
+    run = timed(lambda: privacy.dp_federate(clients, rounds=2, q=0.5, delta=1e-3, budget=1e5))
+    spent = [r.metrics["epsilon"] for r in run]
+    assert len(spent) == 2 and 4000 < spent[0] < spent[1] < 1e5
+    assert torch.isfinite(run.state["theta"]).all()
+    assert timed(privacy.local_epsilon, 0.01, 1.0, 5, 1e-3) > 1e4
