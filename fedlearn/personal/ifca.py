@@ -76,4 +76,5 @@ def ifca(task: Task, lr: float, C: int) -> Algorithm:
     def models(state: State, kept: Kept) -> Tensor:
         return state["theta"].view(C, d)[kept["which"]]
 
-    return Algorithm(init, client, server, theta_alone, memory, task, models=models)
+    first = task._replace(predict=lambda theta, x: task.predict(theta[:d], x))  # to check the data
+    return Algorithm(init, client, server, theta_alone, memory, first, models=models)
