@@ -17,7 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedlearn import Recipe, Round, Simulated, algorithms, batches, data, federate, partition
+from fedlearn import (
+    Recipe,
+    Round,
+    Simulated,
+    algorithms,
+    batches,
+    data,
+    federate,
+    partition,
+    personal,
+)
 from fedlearn.algorithms import Algorithm
 from fedlearn.batches import schedule
 from fedlearn.descend import descend
@@ -76,6 +86,11 @@ METHODS: dict[str, Callable[[Task], Algorithm]] = {
     "scheduled": lambda task: algorithms.scheduled(
         lambda lr: algorithms.fedavg(task, lr), lambda t: 0.4 * 0.95**t
     ),
+    "ditto": lambda task: personal.ditto(task, lr=0.3, lam=0.5, own_lr=0.2),
+    "fedper": lambda task: personal.fedper(task, lr=0.3, head=24),
+    "fedrep": lambda task: personal.fedrep(task, lr=0.2, head=24),
+    "qfedavg": lambda task: personal.qfedavg(task, lr=0.3, q=0.5),
+    "qfedavg, full step": lambda task: personal.qfedavg(task, lr=0.3, q=2.0, full_step=True),
 }
 
 

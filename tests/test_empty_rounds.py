@@ -92,10 +92,8 @@ def test_theta_and_memories_stay_where_nobody_answers(method, rule):
     """Behind two full rounds: momentum has something to go on with."""
     pipeline = chain(clip(1.0), RULES[rule])
     if method == "feddyn":
-        pipeline = chain(
-            RULES["mean"]
-        )  # it refuses the others; so do these two a rule but the mean
-    elif rule == "median" and method.startswith(("scaffold", "fednova")):
+        pipeline = chain(RULES["mean"])  # it refuses the others; so do these a rule but the mean
+    elif rule == "median" and method.startswith(("scaffold", "fednova", "qfedavg")):
         pipeline = chain(clip(1.0), RULES["mean"])
     run = made(method, (2, 3), pipeline)
     for _ in range(2):

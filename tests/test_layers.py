@@ -17,7 +17,7 @@ LAYERS = [  # lowest first; within a layer, files may import one another
     {"transform", "optim", "descend"},
     {"algorithms", "aggregate", "federated_optimizer", "history", "participation", "fleet"},
     {"recipe", "checkpoint", "simulated", "loop"},
-    {"asynchronous", "privacy", "attacks"},
+    {"asynchronous", "privacy", "attacks", "personal", "vertical"},
     {"plots", "flower"},
     {"panels"},
 ]
@@ -33,7 +33,7 @@ ONLY = {  # who may import it, at the top of a file or inside a function
     "torchvision": {"data", "skew"},
     "platformdirs": {"data"},
     "dp_accounting": {"privacy"},
-    "cryptography": {"privacy"},
+    "cryptography": {"privacy", "vertical"},
     "Crypto": {"privacy"},
 }
 HEAVY = set(ONLY) | {"tqdm", "scipy", "pandas"}  # none of it at import

@@ -165,7 +165,9 @@ def check_tags(nb: nbformat.NotebookNode) -> None:
             if title := re.search(r"^#{1,2} (.*)$", cell.source, re.MULTILINE):
                 further = title[1].strip().lower() == "further experiments"
             assert mine <= {"exercise", "solution", "further"}, f"{where}: tags of a code cell"
-            folded = "<details" in cell.source
+            hint, rest = "<details><summary>Hint", cell.source
+            assert hint not in rest or "exercise" in mine, f"{where}: a hint is in its exercise"
+            folded = "<details" in rest.replace(hint, "")
             assert folded == ("solution" in mine), f"{where}: a solution is in <details>"
         elif cell.cell_type == "code":
             asserts = any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse(cell.source)))

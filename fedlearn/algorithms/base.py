@@ -33,6 +33,8 @@ class Algorithm(NamedTuple):
         idle: As ``server``, for a round in which nobody answers and no noise is added: theta stays.
         plain: Whether it is right only where the server gets the weighted mean of what was sent,
             because clients go on from that. Then a ``Recipe`` takes no other pipeline.
+        models: (state, memory {name: (N, ...)}) -> (N, d), the model that each client uses; None
+            where all use theta. Read with :func:`fedlearn.personal.models`.
     """
 
     init: Callable[[Tensor], State]
@@ -43,6 +45,7 @@ class Algorithm(NamedTuple):
     task: Task | None = None
     idle: Callable[[State, Tensor, Reply, Tensor], State] = lambda state, *nothing: state
     plain: bool = False
+    models: Callable[[State, Kept], Tensor] | None = None
 
 
 def theta_alone(state: State) -> Message:
