@@ -6,12 +6,13 @@ import inspect
 import itertools
 import math
 import statistics
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from fedlearn import Recipe, RoundFailed, algorithms, federate, partition
+from fedlearn import Recipe, RoundFailed, algorithms, collect, federate, partition
 from fedlearn import aggregate as A
 from fedlearn.algorithms import base
 from fedlearn.algorithms.fednova import accumulated
@@ -21,8 +22,14 @@ from fedlearn.model import softmax_regression
 from fedlearn.partition.base import _top_up
 from fedlearn.partition.files import write_whole
 from fedlearn.privacy import adaptive_clip, dp_federate, noise_multiplier
-from fedlearn.privacy.accounting import calibrate
-from fedlearn.privacy.secure_aggregation import enroll, secure_mean, secure_sum, wire_bytes
+from fedlearn.privacy.accounting import _bound, calibrate
+from fedlearn.privacy.secure_aggregation import (
+    FixedPoint,
+    enroll,
+    secure_mean,
+    secure_sum,
+    wire_bytes,
+)
 from fedlearn.transform import After, chain, clip, noise
 
 close = lambda a, b: torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
@@ -416,3 +423,40 @@ def test_a_poor_client_is_topped_up_from_whoever_is_largest_then():
     assert sorted(np.concatenate(parts)) == list(range(32))
     rich = _top_up(np.repeat([0, 1], [3, 2]), 2, np.random.default_rng(0), 2)
     assert rich.note == "" and [len(p) for p in rich] == [3, 2]
+
+
+def test_no_bits_behind_the_point_are_bits():
+    code = FixedPoint(bound=4.0, clients=3, bits=0)
+    assert code.scale == 1.0 and code.encode(np.array([3.4, -2.6])).tolist() == [3, 2**32 - 3]
+
+
+def test_a_bar_is_shown_to_who_asks_for_one(capsys):
+    collect([])
+    assert capsys.readouterr().err == ""
+    collect([], progress=7)
+    assert "/7" in capsys.readouterr().err
+
+
+def test_as_many_examples_of_a_label_as_owners_are_enough():
+    labels = np.repeat([0, 1], 4)
+    parts = partition.labels_per_client(labels, 4, np.random.default_rng(0), labels_each=2)
+    assert all(sorted(labels[rows]) == [0, 1] for rows in parts)
+
+
+def test_the_stages_of_a_secure_sum_take_no_longer_than_the_whole():
+    began = time.perf_counter()
+    seconds = secure_sum(np.ones((4, 5), np.uint32)).seconds
+    whole = time.perf_counter() - began
+    assert all(0 <= v <= whole for v in seconds.values()) and 0 < sum(seconds.values()) <= whole
+
+
+@pytest.mark.parametrize(("z", "q", "rounds"), [(2.0, 0.01, 1000), (1.0, 0.1, 50), (5.0, 0.3, 300)])
+def test_the_bound_where_no_distribution_is_held_is_renyis(z, q, rounds):
+    """Of Google's own accountant by Rényi divergence, at the same whole orders."""
+    from dp_accounting import PoissonSampledDpEvent, SelfComposedDpEvent, rdp
+    from dp_accounting.dp_event import GaussianDpEvent
+
+    orders = [*range(2, 65), *(2**i for i in range(7, 14))]
+    one = PoissonSampledDpEvent(q, GaussianDpEvent(z))
+    theirs = rdp.RdpAccountant(orders).compose(SelfComposedDpEvent(one, rounds))
+    assert _bound(z, q, rounds, 1e-5) == pytest.approx(theirs.get_epsilon(1e-5), rel=1e-6)
