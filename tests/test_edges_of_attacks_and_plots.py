@@ -177,7 +177,8 @@ REFUSED = {
     # fleets
     r"Simulated: fleet.compute must be \(2,\) numbers > 0": trained(fleet=fleet(3)),
     "Simulated: fleet.down must be .* > 0": machines(down=(1.0, 0.0)),
-    "Simulated: fleet.up must be .* finite": machines(up=(1.0, NAN)),
+    "Simulated: fleet.up must be .* > 0, one a client, got .*nan": machines(up=(1.0, NAN)),
+    "Simulated: fleet.compute must be .* finite": machines(compute=(1.0, np.inf)),
     r"Simulated: fleet.up must be \(2,\) numbers": machines(up=(1.0,)),
     "Simulated: fleet.compute must be .*-1": machines(compute=(-1.0, 1.0)),
     # figures
