@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from .algorithms import Reply
-from .algorithms.base import nbytes
+from .algorithms.base import nbytes, payload
 from .attacks.byzantine import Byzantine
 from .checks import not_negative, whole
 from .history import Round
 from .loop import Clients, Evaluate, Place, Run
+from .recipe import Recipe, no_reply
 from .rng import Use, hashed
 from .simulated import Simulated
 from .transform import Context
@@ -118,7 +119,7 @@ class _Air:
     known between two rounds is plain, so that it can lie in the run's state and in a checkpoint.
     """
 
-    def __init__(self, clients: Simulated, sent: int, known: dict[str, Any] | None):
+    def __init__(self, clients: Simulated, known: dict[str, Any] | None):
         self.clients = clients
         known = known or {"now": 0.0, "launched": 0, "idle": range(clients.count)}
         self.now, self.launched, self.idle = known["now"], known["launched"], list(known["idle"])
@@ -128,7 +129,8 @@ class _Air:
         assert clients.fleet
         sizes = np.array([len(rows) for rows in clients.parts])
         everyone, epochs = np.arange(clients.count), clients.recipe.epochs
-        self.takes = clients.fleet.seconds(everyone, sizes * epochs, sent, sent)
+        down, up = nbytes({"theta": clients.recipe.theta}), _up(clients.recipe)
+        self.takes = clients.fleet.seconds(everyone, sizes * epochs, down, up)
 
     def known(self) -> dict[str, Any]:
         """All of it, plain, as it is now."""
@@ -175,7 +177,7 @@ def _loop(
     rebase: bool,
 ) -> Iterator[Round]:
     algorithm, pipeline, seed = run.recipe.algorithm, run.recipe.pipeline, run.recipe.seed
-    air = _Air(clients, nbytes({"theta": run.recipe.theta}), run.state.get("air"))
+    air = _Air(clients, run.state.get("air"))
     for t in range(run.t, run.rounds):
         theta, before = run.state["theta"], air.now
         while len(air.flights) < concurrency:
@@ -200,6 +202,13 @@ def _loop(
         reply["seconds"] = torch.tensor([air.now - before], dtype=torch.float64)
         state = {**state, "air": air.known()}
         yield run.keep(ctx, {"theta": theta}, reply, p, state, staleness=float(ages.mean()))
+
+
+def _up(recipe: Recipe) -> int:
+    """Bytes of an answer, known before any is there: the clock needs to know when it ends."""
+    theta, nobody = recipe.theta, np.zeros(0, int)
+    reply, _ = no_reply(recipe, {"theta": theta}, Context(recipe.seed, 0, nobody, nobody))
+    return payload({k: v.new_zeros(1, *v.shape[1:]) for k, v in reply.items()}, recipe.pipeline)
 
 
 def _struck(clients: Clients, reply: Reply, ctx: Context) -> Reply:
@@ -228,6 +237,7 @@ def _check(clients: Clients, concurrency: int, buffer: int) -> Simulated:
         )
     more = set(recipe.algorithm.message(recipe.algorithm.init(recipe.theta))) - {"theta"}
     kept = {k for own in recipe.memory() for k in own}
+    more |= {"theta as it changed"} if recipe.algorithm.down else set()
     if more or kept:
         raise ValueError(
             f"asynchronous: needs a method that sends theta alone and remembers nothing, got one "

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from . import checkpoint as disk
-from .algorithms.base import Message, Reply, State, nbytes, payload
-from .checks import RoundFailed, whole
+from .algorithms.base import Message, Reply, State, broadcast, payload
+from .checks import RoundFailed, check, whole
 from .diagnostics import describe
 from .history import RESERVED, Diverged, History, Round
 from .participation import Call, asked, uniform
@@ -165,6 +165,10 @@ class Run:
         if self._cohort is None or self._cohort[0] != t:
             of = self.clients.count, self.recipe.seed, t
             self._cohort = t, asked(self.call, of)
+            called = len(np.unique(self._cohort[1].called))
+            whole_crowd = called == self.clients.count or not self.recipe.algorithm.down
+            rule = "every client: a compressed broadcast tells only what is new, round by round"
+            check(self.name, f"the cohort of round {t}", called, whole_crowd, rule, "cohort=None")
         return self._cohort[1]._replace(secret=self.recipe.secret)
 
     def keep(
@@ -191,7 +195,8 @@ class Run:
             metrics["epsilon"] = self.account.spent(t + 1)
         loss = float(p @ reply["loss"].to(p)) / float(p.sum()) if heard else math.nan
         clock = float(reply["seconds"].max()) if heard and "seconds" in reply else math.nan
-        who, delta, moved = ctx.answered, reply["delta"], (nbytes(message), payload(reply))
+        moved = broadcast(self.recipe.algorithm, message, t), payload(reply, self.recipe.pipeline)
+        who, delta = ctx.answered, reply["delta"]
         r = Round(t, theta.clone(), who, delta, p, loss, *moved, metrics, ctx.called, clock)
         self._done = r, state, memory  # from here on the round has happened, whatever comes
         self._settle()

@@ -29,6 +29,7 @@ class Use(IntEnum):
     LOCAL_NOISE = 12  # noise that a client adds itself
     ATTACK = 13  # what attackers make up
     GUESS = 14  # where an attacker begins to search
+    COMPRESS = 15  # which numbers a client sends, and how it rounds them
 
 
 def numpy_rng(seed: int, *path: int) -> np.random.Generator:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .algorithms import Message, Reply
-from .algorithms.base import nbytes, payload
+from .algorithms.base import broadcast, payload
 from .checks import check, whole
 from .data import check_population, like
 from .fleet import Fleet, check_fleet
@@ -115,7 +115,9 @@ class Simulated:
         reply, kept = client_step(self.recipe, message, shards, own, ctx)
         if self.fleet:
             examples = shards.mask.sum((1, 2)).cpu().numpy()
-            took = self.fleet.seconds(ctx.answered, examples, nbytes(message), payload(reply))
+            down = broadcast(self.recipe.algorithm, message, ctx.round)
+            up = payload(reply, self.recipe.pipeline)
+            took = self.fleet.seconds(ctx.answered, examples, down, up)
             reply["seconds"] = torch.from_numpy(took).to(self.device)
         return reply, kept
 

@@ -36,7 +36,7 @@ class Context(NamedTuple):
         turns: (R,) the number that each one's shuffle depends on where clients have no common
             round, as in an asynchronous run; None for the round t.
         secret: Whether noise comes from the operating system; else it is a function of the seed.
-        stage: Stages of noise before the one that runs, on the clients or on the server.
+        stage: Stages that draw before the one that runs, on the clients or on the server.
         again: (R,) how often each one stands before itself in the cohort, if ``answered`` is a part
             of it; None to count them there.
     """
@@ -115,6 +115,31 @@ def check_rows(name: str, reply: dict[str, Tensor], K: int, *numbers: str) -> No
         check(name, f"reply[{k!r}]", has, ok, f"{like}, a row for each of K = {K}", like)
 
 
+class Wire(NamedTuple):
+    """What one client's update costs on the wire: ``numbers`` of ``width`` bits, and ``side`` bits.
+
+    Attributes:
+        d: Length of the update.
+        numbers: How many of them are sent.
+        width: Bits of each.
+        side: Bits beside them: a scale, or which numbers they are.
+
+    Example:
+        >>> Wire(650, numbers=6, width=32, side=6 * 10).bits  # six of 650, with their places
+        252
+    """
+
+    d: int
+    numbers: int
+    width: int
+    side: int = 0
+
+    @property
+    def bits(self) -> int:
+        """All of it: numbers * width + side."""
+        return self.numbers * self.width + self.side
+
+
 class Rowwise(NamedTuple):
     """A stage that runs on each client.
 
@@ -126,6 +151,9 @@ class Rowwise(NamedTuple):
         bound: The norm that no row exceeds behind it; None if it sets none.
         plain: Whether the weighted mean behind it is that of the rows before it, up to rounding.
         std: Of the Gaussian noise that it adds to every number.
+        wire: What a row costs behind it, of what it cost before; None: every number in full.
+        unbiased: Whether the mean of its draws is the row it was given: E[C(x)] = x.
+        draws: Whether it draws, other than Gaussian noise.
     """
 
     name: str
@@ -135,6 +163,9 @@ class Rowwise(NamedTuple):
     bound: float | None = None
     plain: bool = False
     std: float = 0.0
+    wire: Callable[[Wire], Wire] | None = None
+    unbiased: bool = False
+    draws: bool = False
 
 
 class Reduce(NamedTuple):
@@ -198,6 +229,13 @@ class Pipeline(NamedTuple):
             kept.append(own)
         return delta, tuple(kept)
 
+    def wire(self, delta: Tensor) -> Wire:
+        """What one row of ``delta`` (R, d) costs behind the client's stages."""
+        out = in_full = Wire(delta.shape[1], delta.shape[1], 8 * delta.element_size())
+        for stage in self.on_client:
+            out = stage.wire(out) if stage.wire else in_full
+        return out
+
     def fits(self, reply: dict[str, Tensor]) -> None:
         """ValueError if the method sends more than the ``delta`` that a stage hides or guards."""
         hidden = [s.name for s in self.on_client if s.private]
@@ -227,8 +265,9 @@ class Pipeline(NamedTuple):
 
 
 def _noises(stages: Sequence[Rowwise | After]) -> list[int]:
-    """How many stages before each one add noise: two of them never draw the same."""
-    return [sum(s.std > 0 for s in stages[:i]) for i in range(len(stages))]
+    """How many stages before each one draw: two of them never draw the same."""
+    draws = [s.std > 0 or (isinstance(s, Rowwise) and s.draws) for s in stages]
+    return [sum(draws[:i]) for i in range(len(stages))]
 
 
 def chain(*stages: Rowwise | Reduce | After) -> Pipeline:
@@ -283,7 +322,7 @@ def clip(max_norm: float) -> Rowwise:
         short, sane = (wide(delta) * factor).to(delta), factor > 0
         return short if sane.all() else torch.where(sane, short, 0.0), memory
 
-    return Rowwise(f"clip({max_norm})", apply, bound=max_norm)
+    return Rowwise(f"clip({max_norm})", apply, bound=max_norm, wire=lambda before: before)
 
 
 def reach(rows: Tensor, max_norm: float) -> Tensor:

@@ -17,9 +17,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The core is what trains; these are the rooms beside it.
 ROOMS = (
     *("data", "module", "skew", "partition", "federated_optimizer", "diagnostics", "plots"),
-    *("fleet", "asynchronous", "flower", "attacks", "privacy", "personal", "vertical", "panels"),
+    *(
+        "compress",
+        "fleet",
+        "asynchronous",
+        "flower",
+        "attacks",
+        "privacy",
+        "personal",
+        "vertical",
+        "panels",
+    ),
 )
-LIMITS = {"core": (3_420, 1_560), "all": (16_500, None)}  # lines, lines of code
+LIMITS = {"core": (3_450, 1_575), "all": (17_500, None)}  # lines, lines of code
 QUIET = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 QUIET |= {tokenize.ENDMARKER}
 PRAGMA = re.compile(r"\s*# (type: ignore|noqa).*")  # ruff does not count it either

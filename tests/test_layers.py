@@ -17,7 +17,7 @@ LAYERS = [  # lowest first; within a layer, files may import one another
     {"transform", "optim", "descend"},
     {"algorithms", "aggregate", "federated_optimizer", "history", "participation", "fleet"},
     {"recipe", "checkpoint", "simulated", "loop"},
-    {"asynchronous", "privacy", "attacks", "personal", "vertical"},
+    {"asynchronous", "compress", "privacy", "attacks", "personal", "vertical"},
     {"plots", "flower"},
     {"panels"},
 ]

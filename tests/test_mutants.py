@@ -17,6 +17,7 @@ from fedlearn import aggregate as A
 from fedlearn.algorithms import base
 from fedlearn.algorithms.fednova import accumulated
 from fedlearn.batches import Shards
+from fedlearn.compress import sign
 from fedlearn.descend import descend
 from fedlearn.model import softmax_regression
 from fedlearn.partition.base import _top_up
@@ -237,9 +238,11 @@ def test_the_population_may_be_a_millionth_smaller_than_the_cohort_and_no_more()
 def test_the_bytes_of_a_client_are_a_whole_number():
     reply = {"delta": torch.zeros(3, 5), "loss": torch.zeros(3), "n": torch.ones(3)}
     for rows in (reply, {k: v[:0] for k, v in reply.items()}):
-        assert type(base.payload(rows)) is int
-    assert base.payload(reply) == 5 * 4
-    assert base.payload({**reply, "a": torch.zeros(3, 1, dtype=torch.float64)}) == 5 * 4 + 8
+        assert type(base.payload(rows, chain(A.mean()))) is int
+    assert base.payload(reply, chain(A.mean())) == 5 * 4
+    more = {**reply, "a": torch.zeros(3, 1, dtype=torch.float64)}
+    assert base.payload(more, chain(A.mean())) == 5 * 4 + 8
+    assert base.payload(more, chain(sign(), A.mean())) == 5 + 8  # 37 bits: five bytes
 
 
 def test_a_client_without_a_batch_sends_zeros_by_every_method():

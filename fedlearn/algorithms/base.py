@@ -9,7 +9,7 @@ from ..batches import Shards
 from ..checks import check, positive
 from ..descend import descend as descend  # the local training of most methods
 from ..task import Task
-from ..transform import NOT_SENT
+from ..transform import NOT_SENT, Pipeline, Wire
 
 State = dict[str, Any]  # of the server: "theta" (d,), and whatever else the method keeps
 Message = dict[str, Tensor]  # server -> client: "theta" (d,), and whatever else the method sends
@@ -33,6 +33,8 @@ class Algorithm(NamedTuple):
         idle: As ``server``, for a round in which nobody answers and no noise is added: theta stays.
         plain: Whether it is right only where the server gets the weighted mean of what was sent,
             because clients go on from that. Then a ``Recipe`` takes no other pipeline.
+        down: What theta's step costs on the way to a client that has heard of every step before, of
+            its cost in full; None: theta is sent whole. Then every round calls every client.
         models: (state, memory {name: (N, ...)}) -> (N, d), the model that each client uses; None
             where all use theta. Read with :func:`fedlearn.personal.models`.
     """
@@ -46,6 +48,7 @@ class Algorithm(NamedTuple):
     idle: Callable[[State, Tensor, Reply, Tensor], State] = lambda state, *nothing: state
     plain: bool = False
     models: Callable[[State, Kept], Tensor] | None = None
+    down: Callable[[Wire], Wire] | None = None
 
 
 def theta_alone(state: State) -> Message:
@@ -58,10 +61,22 @@ def nbytes(tensors: dict[str, Tensor]) -> int:
     return sum(v.numel() * v.element_size() for v in tensors.values())
 
 
-def payload(reply: Reply) -> int:
-    """Bytes that ONE client sends, without n_k, which is known, and what only the plot wants."""
-    sent = nbytes({k: v for k, v in reply.items() if k not in NOT_SENT})
-    return sent // max(len(reply["delta"]), 1)
+def payload(reply: Reply, pipeline: Pipeline) -> int:
+    """Bytes that ONE client sends, without n_k, which is known, and what only the plot wants.
+
+    Of the update, what the pipeline's stages leave of it: whole bytes, the last one filled up.
+    """
+    more = nbytes({k: v for k, v in reply.items() if k not in NOT_SENT | {"delta"}})
+    return more // max(len(reply["delta"]), 1) - -pipeline.wire(reply["delta"]).bits // 8
+
+
+def broadcast(algorithm: Algorithm, message: Message, t: int) -> int:
+    """Bytes that the server sends to ONE client in round t."""
+    theta, whole = message["theta"], nbytes(message)
+    if algorithm.down is None or t == 0:  # before round 0 nobody has a theta
+        return whole
+    in_full = Wire(theta.shape[-1], theta.shape[-1], 8 * theta.element_size())
+    return whole - in_full.bits // 8 - -algorithm.down(in_full).bits // 8
 
 
 def check_total(name: str, n_total: float, n: Tensor | None = None) -> float:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import asdict
 
-from ... import aggregate, transform
+from ... import aggregate, compress, transform
 from ..words import words
 from .frames import HIDDEN, WEIGHS, load, own_settings, split_arguments
 from .settings import Settings
@@ -71,7 +71,7 @@ def brought(s: Settings) -> str:
     """The lines that import a pipeline's stages; one of your own is left to you."""
     names = ["chain", *re.findall(r"(\w+)\(", words(s.pipeline))]
     lines = []
-    for room in (aggregate, transform) if names[1:] else ():
+    for room in (aggregate, compress, transform) if names[1:] else ():
         module = [(n, getattr(getattr(room, n, None), "__module__", "")) for n in names]
         if here := sorted({n for n, its in module if its == room.__name__}):
             lines.append(f"from {room.__name__} import {', '.join(here)}\n")
