@@ -1,0 +1,72 @@
+"""What travels: named tensors as Flower's records, looked at before they are used; asking nodes."""
+
+import io
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Message
+from torch import Tensor
+
+from ..checks import check
+from ..recipe import Recipe
+
+Look = tuple[str, tuple[int, ...]]  # of a tensor: its type and shape
+PAUSE = 0.2  # seconds between two looks for replies
+
+
+def pack(tensors: dict[str, Tensor]) -> ArrayRecord:
+    """Named tensors as Flower sends them: a record of NumPy arrays."""
+    return ArrayRecord({k: Array(v.detach().cpu().numpy()) for k, v in tensors.items()})
+
+
+def unpack(record: ArrayRecord) -> dict[str, Tensor]:
+    """The tensors that :func:`pack` packed, on the CPU."""
+    return {k: torch.from_numpy(np.array(v.numpy())) for k, v in record.items()}
+
+
+def checked(name: str, record: Any, looks: Mapping[str, Look | None]) -> dict[str, Tensor]:
+    """The tensors of a record from outside: of these names and looks, and finite; else ValueError.
+
+    Type and shape are read off each array's header first, so that nothing is unpickled and no more
+    is allocated than was agreed on. A look of None lets any numbers through.
+    """
+    ok = isinstance(record, ArrayRecord)
+    check(name, "what it sends", type(record).__name__, ok, "an ArrayRecord", "pack(reply)")
+    names, rule = [str(k)[:40] for k in sorted(record)][:9], f"exactly {sorted(looks)}"
+    check(name, "its names", names, set(record) == set(looks), rule, sorted(looks))
+    for k, look in looks.items():
+        header = io.BytesIO(record[k].data)
+        plain = np.lib.format.read_magic(header) == (1, 0)
+        check(name, k, "another format", plain, "an array as np.save writes it", "Array(ndarray)")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(header)
+        ok = (str(dtype), shape) == look if look else dtype.kind in "biuf"
+        check(name, k, f"{dtype} {shape}", ok, " ".join(map(str, look or ["numbers"])), "delta")
+    tensors = unpack(record)
+    for k, v in tensors.items():
+        bad = int((~v.isfinite()).sum())
+        check(name, k, f"{bad} of {v.numel()} inf or NaN", not bad, "finite", "a smaller lr")
+    return tensors
+
+
+def look(v: Tensor, rows: int = 0) -> Look:
+    return str(v.dtype).removeprefix("torch."), tuple(v.shape[rows:])
+
+
+def hides(recipe: Recipe) -> bool:
+    """Whether a stage on the client hides its update: then it sends that and no other number."""
+    return any(s.private for s in recipe.pipeline.on_client)
+
+
+def warn_of_the_seed(name: str, stds: list[float]) -> None:
+    if any(stds):
+        warnings.warn(
+            f"{name}: seeded=True is for teaching: the noise is a function of the recipe's seed, "
+            f"and whoever knows the seed, as every client does, can subtract it. Leave it out, and "
+            f"the noise comes from the operating system",
+            RuntimeWarning,
+            stacklevel=3,
+        )
