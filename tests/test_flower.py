@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from problems import METHODS, problem, run
 
 from fedlearn import Recipe, Simulated, federate
@@ -30,14 +32,34 @@ class Loopback:
             for k in range(n_clients)
         }  # fmt: skip
         self.lost: set[int] = set()
+        self.numbers = count()
+
+        self.ready: list[Message] = []
+
+    def get_node_ids(self):
+        return [*self.contexts]
 
     def send_and_receive(self, messages, *, timeout=None):
+        """What the nodes answer; the SuperLink does in the place of those that are gone."""
         out = []
         for m in messages:
-            m.metadata._message_id = "m"
-            if m.metadata.dst_node_id not in self.lost:
-                out.append(self.app(m, self.contexts[m.metadata.dst_node_id]))
+            node = m.metadata.dst_node_id
+            if node in self.lost:
+                out.append(Message(Error(5, "no answer in time"), reply_to=m))
+                out[-1].metadata._src_node_id = 1
+            else:
+                out.append(self.app(m, self.contexts[node]))
         return reversed(out)
+
+    def push_messages(self, messages):
+        for m in messages:
+            m.metadata._message_id = f"letter {next(self.numbers)}"
+        self.ready += self.send_and_receive(messages)
+        return [m.metadata.message_id for m in messages]
+
+    def pull_messages(self, message_ids):
+        ready, self.ready = self.ready, []
+        return ready
 
 
 @pytest.fixture(autouse=True)

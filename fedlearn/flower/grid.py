@@ -1,4 +1,4 @@
-"""The server's side: clients reached through a Flower Grid, where ``Simulated`` has them at hand."""
+"""The server's side: clients that are reached through a Flower Grid."""
 
 import secrets
 import warnings
@@ -11,11 +11,12 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from ..algorithms import Message as Broadcast
 from ..algorithms import Reply
-from ..checks import RoundFailed, check, is_whole, whole
+from ..checks import RoundFailed, check, is_whole, positive, whole
 from ..privacy.dp import blind
 from ..recipe import Memories, Recipe, no_reply
 from ..transform import Context
-from .wire import Look, checked, hides, look, pack, warn_of_the_seed
+from .lookup import find_nodes
+from .wire import Look, ask, checked, hides, look, pack, warn_of_the_seed
 
 MOST = 2**24  # examples that a client may claim: all that float32 counts one by one
 
@@ -39,13 +40,18 @@ class GridClients:
     Args:
         recipe: The run's recipe, the same that the nodes load.
         grid: Flower's Grid, as ``ServerApp`` hands it over.
-        node_of: Client number 0..N-1 -> Flower's node id.
-        timeout: Seconds to wait for a round's replies; None waits for ever.
+        node_of: Client number 0..N-1 -> Flower's node id; or N, and the nodes are asked which
+            client each holds, until all N are there.
+        timeout: Seconds to wait for the nodes, and for a round's replies at each try; None waits
+            for ever.
         sizes: Client number -> the most examples that it may claim to hold, known beforehand. None:
             its first claim is its word, up to 2**24. A mean weighted by n then trusts every client
             with that: where it mustn't, give ``sizes``, or ``Recipe(equal=True)``.
         minimum: Fit replies without which a round fails; fewer are enough where fewer were asked.
             None: one, but every node must have answered in time.
+        tries: How often a round is tried before it fails: whose answer is missing is asked again,
+            the others' replies are kept. Behind a stage that hides the update it is tried once: a
+            second reply of the same round would tell more than one.
         seeded: For teaching: noise from the recipe's seed, the bits of the simulation. Whoever
             knows the seed can subtract it, and a RuntimeWarning says so.
 
@@ -53,6 +59,7 @@ class GridClients:
         refused: Round t -> {client: why its reply is missing or was left out}.
 
     Raises:
+        TimeoutError: At once, if one of the N clients isn't there in time.
         ValueError: At once, if ``node_of`` or ``sizes`` doesn't number the clients, the pipeline
             masks (keys of ``secure_mean`` live in one process), or it hides the update while the
             server needs n. From the run, if all nodes have forgotten it.
@@ -73,31 +80,35 @@ class GridClients:
         self,
         recipe: Recipe,
         grid: Any,
-        node_of: dict[int, int],
+        node_of: dict[int, int] | int,
         timeout: float | None = None,
         *,
         sizes: dict[int, int] | None = None,
         minimum: int | None = None,
+        tries: int = 2,
         seeded: bool = False,
     ):
-        good, example = node_of and {*node_of} == {*range(len(node_of))}, "{0: 100, 1: 101}"
-        good, rule = (
-            good and len({*node_of.values()}) == len(node_of),
-            "a node for each client 0..N-1",
-        )
-        check("GridClients", "node_of", node_of, bool(good), rule, example)
-        good = sizes is None or ({*sizes} == {*node_of} and all(map(is_whole, sizes.values())))
-        rule = f"an integer >= 1 for each client 0..{len(node_of) - 1}"
+        N = node_of if isinstance(node_of, int) else len(node_of)
+        good, rule = is_whole(node_of), "a node for each client 0..N-1, or N"
+        if not isinstance(node_of, int):
+            good = {*node_of} == {*range(N)} and len({*node_of.values()}) == N > 0
+        check("GridClients", "node_of", node_of, good, rule, "{0: 100, 1: 101}")
+        good = sizes is None or ({*sizes} == {*range(N)} and all(map(is_whole, sizes.values())))
+        rule = f"an integer >= 1 for each client 0..{N - 1}"
         check("GridClients", "sizes", sizes, good, rule, "{0: 30, 1: 50}")
         if minimum is not None:
-            whole("GridClients", "minimum", minimum, 1, len(node_of), example=1)
+            whole("GridClients", "minimum", minimum, 1, N, example=1)
+        whole("GridClients", "tries", tries, example=2)
+        if timeout is not None:
+            positive("GridClients", "timeout", timeout, 600)
         self.recipe = recipe if seeded else replace(recipe, secret=True)
         _check_recipe(recipe, sizes is not None)
         if not self.recipe.secret:
             stds = [s.std for s in recipe.pipeline.on_client]
             warn_of_the_seed("GridClients", stds + [s.std for s in recipe.pipeline.on_server])
-        self.grid, self.node_of, self.timeout = grid, node_of, timeout
-        self.count, self.minimum, self.sizes = len(node_of), minimum, dict(sizes or {})
+        self.grid, self.timeout, self.tries = grid, timeout, 1 if hides(recipe) else tries
+        self.count, self.minimum, self.sizes = N, minimum, dict(sizes or {})
+        self.node_of = find_nodes(grid, N, timeout) if isinstance(node_of, int) else node_of
         self.refused: dict[int, dict[int, str]] = {}
 
     def memory(self) -> Memories:
@@ -115,29 +126,50 @@ class GridClients:
         check("GridClients", "the cohort", who, once, rule, "weighted(k, sizes, replace=False)")
         looks = {k: look(v, 1) for k, v in none.items()}
         looks = {"delta": looks["delta"]} if hides(self.recipe) else looks
-        came = self.grid.send_and_receive(self._letters(message, ctx, memory), timeout=self.timeout)
-        back: dict[int, list[Message]] = {}
-        for m in came:
-            back.setdefault(m.metadata.src_node_id, []).append(m)
-        rows, bad, silent = {}, {}, 0
-        for i, k in enumerate(map(int, who)):
-            answers = back.get(self.node_of[k])
-            silent += not answers
-            try:
-                rows[i] = self._read(k, answers.pop(0) if answers else None, looks)
-            except Exception as e:  # whatever somebody sends: the others go on
-                bad[k] = (str(e) or type(e).__name__)[:500]
-        self._judge(bad, len(rows), silent, ctx)
+        rows = self._collect(message, ctx, memory, looks)
         places = torch.tensor([*rows])
         kept = {name: v[torch.from_numpy(who)][places] for name, v in memory[0].items()}
         kept["since"] = torch.full_like(kept["since"], ctx.round)
         reply = {k: torch.stack([r[k] for r in rows.values()]) for k in rows[int(places[0])]}
         return {**reply, "came": places} if len(rows) < len(who) else reply, (kept,)
 
-    def _letters(self, message: Broadcast, ctx: Context, memory: Memories) -> list[Message]:
+    def _collect(
+        self, message: Broadcast, ctx: Context, memory: Memories, looks: dict[str, Look]
+    ) -> dict[int, Reply]:
+        """Fit replies by their place in ``ctx.answered``; RoundFailed if they are too few."""
+        rows: dict[int, Reply] = {}
+        why: dict[int, str] = {}
+        silent = [*range(len(ctx.answered))]
+        for _ in range(self.tries):
+            came = ask(self.grid, self._letters(message, ctx, memory, silent), self.timeout)
+            for i in silent:
+                try:
+                    rows[i] = self._read(int(ctx.answered[i]), came.get(i), looks)
+                except Exception as e:  # whatever somebody sends: the others go on
+                    why[i] = (str(e) or type(e).__name__)[:500]
+            silent = [i for i in silent if not self._spoke(int(ctx.answered[i]), came.get(i))]
+            if not silent or self._enough(len(rows), len(silent), ctx):
+                break
+        bad = {int(ctx.answered[i]): why[i] for i in sorted({*why} - {*rows})}
+        self._judge(bad, len(rows), len(silent), ctx)
+        return dict(sorted(rows.items()))
+
+    def _spoke(self, k: int, answer: Message | None) -> bool:
+        """Whether the client's node answered, be it an error: not the SuperLink in its stead."""
+        return answer is not None and answer.metadata.src_node_id == self.node_of[k]
+
+    def _enough(self, fit: int, silent: int, ctx: Context) -> bool:
+        few = min(self.minimum or 1, len(ctx.answered))
+        return fit >= few and not (silent and self.minimum is None)
+
+    def _letters(
+        self, message: Broadcast, ctx: Context, memory: Memories, some: list[int]
+    ) -> dict[int, Message]:
         """What each node needs: the broadcast, the round, its work, and what it goes on from."""
-        packed, out = pack(message), []
-        for i, k in enumerate(map(int, ctx.answered)):
+        packed, out = pack(message), {}
+        late = None if self.timeout is None else self.timeout + 60  # clocks differ
+        for i in some:
+            k = int(ctx.answered[i])
             own: Any = {name: int(v[k]) for name, v in memory[0].items()}
             own["round"] = int(ctx.round)
             if ctx.work is not None:
@@ -146,13 +178,16 @@ class GridClients:
                 own["again"] = int(ctx.earlier()[i])
             content = RecordDict({"message": packed, "config": ConfigRecord(own)})
             node = self.node_of[k]
-            out.append(Message(content=content, message_type="train", dst_node_id=node))
+            to: Any = {"dst_node_id": node, "ttl": late, "group_id": str(ctx.round)}
+            out[i] = Message(content=content, message_type="train", **to)
         return out
 
     def _read(self, k: int, answer: Message | None, looks: dict[str, Look]) -> Reply:
         """One client's reply, if it is fit to be used; else an exception that says why not."""
-        if answer is None or answer.has_error():
-            raise ValueError(answer.error.reason if answer else "no answer in time")
+        if answer is None:
+            raise ValueError("no answer in time")
+        if answer.has_error() or not self._spoke(k, answer):
+            raise ValueError(answer.error.reason if answer.has_error() else "another's answer")
         records = [str(name)[:40] for name in sorted(answer.content)][:9]
         check("its answer", "its records", records, records == ["reply"], "['reply']", ["reply"])
         reply = checked("its reply", answer.content["reply"], looks)
@@ -183,8 +218,8 @@ class GridClients:
         ]
         if forgot and not fit:  # what they have forgotten, no later round brings
             raise ValueError(f"GridClients: {forgot[0]}")
-        t, few = ctx.round, min(self.minimum or 1, len(ctx.answered))
-        if fit < few or (silent and self.minimum is None):
+        t = ctx.round
+        if not self._enough(fit, silent, ctx):
             said = [f"{n} failed in round {t}: {why}" for n, why in zip(named, bad.values())]
             more = f"; and {len(said) - 5} more" * (len(said) > 5)
             raise RoundFailed(

@@ -1,19 +1,22 @@
 """What runs beside the data: a Flower ClientApp that trains one client."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app import Context as FlowerContext
-from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from ..algorithms import Message as Broadcast
+from ..checkpoint import decode, encode
 from ..checks import check, whole
 from ..data import fit, like, tensor
 from ..partition.base import rows as rows_of
+from ..partition.files import place, write_whole
 from ..recipe import Memories, Recipe, client_step, shards_of
 from ..transform import Context
 from .wire import checked, hides, look, pack, unpack, warn_of_the_seed
@@ -21,7 +24,7 @@ from .wire import checked, hides, look, pack, unpack, warn_of_the_seed
 Load = Callable[[FlowerContext], tuple[Recipe, Tensor, Tensor, np.ndarray]]
 
 
-def client_app(load: Load, *, seeded: bool = False) -> ClientApp:
+def client_app(load: Load, *, keep: str | Path | None = None, seeded: bool = False) -> ClientApp:
     """A Flower ClientApp that trains one client as ``Simulated`` would.
 
     The noise of ``local_noise`` is this node's own, from its operating system. Behind a stage that
@@ -29,7 +32,8 @@ def client_app(load: Load, *, seeded: bool = False) -> ClientApp:
     nor n_k, the number of its examples.
 
     What clients remember lies in Flower's ``context.state``, by the run that it belongs to: of its
-    last two rounds, and of the last nine runs. Of two runs forked from one, one can go on.
+    last two rounds, and of the last nine runs. Of two runs forked from one, one can go on. That is
+    lost with the SuperNode, and not there for the next ``flwr run``; what lies in ``keep`` is.
 
     Args:
         load: Flower's context -> (recipe, x, y, rows): the run's recipe, and which rows of x and y
@@ -37,6 +41,8 @@ def client_app(load: Load, *, seeded: bool = False) -> ClientApp:
             ``Simulated``. ``context.node_config["partition-id"]`` must be
             the client's number, an integer. The numbers of the rows and the recipe's seed feed the
             shuffle, and nothing else: keep them as they are in the simulation to get its bits.
+        keep: A folder of this node's own, in which it also writes down what its client remembers:
+            a run then goes on from its checkpoint after SuperNode or ServerApp were stopped.
         seeded: For teaching: noise from the recipe's seed, the bits of the simulation. Whoever
             knows the seed, the server too, can subtract it, and a RuntimeWarning says so.
 
@@ -50,11 +56,15 @@ def client_app(load: Load, *, seeded: bool = False) -> ClientApp:
     """
     app = ClientApp()
 
+    @app.query()
+    def who(msg: Message, context: FlowerContext) -> Message:
+        mine = ConfigRecord({"partition-id": _me(context)})
+        return Message(content=RecordDict({"client": mine}), reply_to=msg)
+
     @app.train()
     def train(msg: Message, context: FlowerContext) -> Message:
         recipe, x, y, rows = load(context)
-        me: Any = context.node_config.get("partition-id")
-        whole("client_app", "partition-id", me, 0, example=0)
+        me = _me(context)
         message, config = _heard(msg, recipe)
         who, work = np.array([me]), config.get("work")
         ctx = Context(
@@ -63,7 +73,7 @@ def client_app(load: Load, *, seeded: bool = False) -> ClientApp:
         )  # fmt: skip
         if seeded:
             warn_of_the_seed("client_app", [s.std for s in recipe.pipeline.on_client])
-        before = _recall(context.state, recipe, config)
+        before = _recall(notes := _notes(context.state, keep, me), recipe, config)
         task, theta = recipe.algorithm.task, recipe.theta
         x, y = tensor("client_app", "x", x), tensor("client_app", "y", y)
         mine = np.sort(rows_of("client_app", [rows], len(y))[0])
@@ -72,12 +82,21 @@ def client_app(load: Load, *, seeded: bool = False) -> ClientApp:
         shards = shards._replace(index=torch.searchsorted(torch.from_numpy(mine), shards.index))
         reply, kept = client_step(recipe, message, shards, before, ctx)
         recipe.pipeline.fits(reply)
-        _remember(context.state, config, kept)
+        _remember(notes, config, kept)
+        if keep is not None and any(kept):
+            _write(notes, place(keep) / f"client-{me}.memory")
         sent = {"delta": reply["delta"]} if hides(recipe) else reply
         own = pack({k: v[0] for k, v in sent.items()})
         return Message(content=RecordDict({"reply": own}), reply_to=msg)
 
     return app
+
+
+def _me(context: FlowerContext) -> int:
+    """The number of this node's client."""
+    me: Any = context.node_config.get("partition-id")
+    whole("client_app", "partition-id", me, 0, example=0)
+    return int(me)
 
 
 def _heard(msg: Message, recipe: Recipe) -> tuple[Broadcast, Any]:
@@ -91,6 +110,20 @@ def _heard(msg: Message, recipe: Recipe) -> tuple[Broadcast, Any]:
     looks = {**dict.fromkeys(record), "theta": look(theta)}
     whole("client_app", "round", config.get("round"), 0, example=0)
     return checked("client_app: the broadcast", record, looks), config
+
+
+def _notes(state: Any, keep: str | Path | None, me: int) -> Any:
+    """Flower's state of this node, with what its file knows beside it."""
+    file = None if keep is None else place(keep) / f"client-{me}.memory"
+    if file and file.exists():
+        for name, tensors in decode(file.read_bytes(), file).items():
+            if name not in state:
+                state[name] = pack(tensors)
+    return state
+
+
+def _write(state: Any, file: Path) -> None:
+    write_whole(file, encode({k: unpack(v) for k, v in state.items() if " " in k}))
 
 
 _RUNS = 8  # that a node remembers at the same time

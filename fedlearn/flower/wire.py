@@ -1,9 +1,10 @@
 """What travels: named tensors as Flower's records, looked at before they are used; asking nodes."""
 
 import io
+import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,35 @@ def checked(name: str, record: Any, looks: Mapping[str, Look | None]) -> dict[st
     return tensors
 
 
+def push(grid: Any, letters: Mapping[int, Message]) -> dict[str, int]:
+    """Send letters, each under a number. -> the id of each that is under way: its number"""
+    ids = grid.push_messages([*letters.values()]) if letters else []
+    return {name: i for name, i in zip(ids, letters) if name}
+
+
+def pull(grid: Any, under_way: dict[str, int]) -> Iterator[tuple[int, Message]]:
+    """Answers that are there, by their letter's number; these are no longer under way."""
+    for m in grid.pull_messages([*under_way]) if under_way else ():
+        if (i := under_way.pop(m.metadata.reply_to_message_id, None)) is not None:
+            yield i, m
+
+
+def ask(grid: Any, letters: Mapping[int, Message], timeout: float | None) -> dict[int, Message]:
+    """Send letters and wait until all are answered, or for ``timeout`` seconds.
+
+    Flower's own ``send_and_receive`` looks every three seconds, longer than a small round takes.
+    """
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    under_way, came = push(grid, letters), dict[int, Message]()
+    while True:
+        came |= dict(pull(grid, under_way))
+        if not under_way or time.monotonic() > end:
+            return came
+        time.sleep(PAUSE)
+
+
 def look(v: Tensor, rows: int = 0) -> Look:
+    """Its type and shape, without the first dimensions."""
     return str(v.dtype).removeprefix("torch."), tuple(v.shape[rows:])
 
 
@@ -62,6 +91,7 @@ def hides(recipe: Recipe) -> bool:
 
 
 def warn_of_the_seed(name: str, stds: list[float]) -> None:
+    """Say that noise of a seed hides nothing from who knows the seed."""
     if any(stds):
         warnings.warn(
             f"{name}: seeded=True is for teaching: the noise is a function of the recipe's seed, "
