@@ -42,8 +42,8 @@ class GridClients:
         grid: Flower's Grid, as ``ServerApp`` hands it over.
         node_of: Client number 0..N-1 -> Flower's node id; or N, and the nodes are asked which
             client each holds, until all N are there.
-        timeout: Seconds to wait for the nodes, and for a round's replies at each try; None waits
-            for ever.
+        timeout: Seconds to wait for a round's replies at each try, and as many times as there are
+            ``tries`` for the nodes; None waits for ever.
         sizes: Client number -> the most examples that it may claim to hold, known beforehand. None:
             its first claim is its word, up to 2**24. A mean weighted by n then trusts every client
             with that: where it mustn't, give ``sizes``, or ``Recipe(equal=True)``.
@@ -108,7 +108,9 @@ class GridClients:
             warn_of_the_seed("GridClients", stds + [s.std for s in recipe.pipeline.on_server])
         self.grid, self.timeout, self.tries = grid, timeout, 1 if hides(recipe) else tries
         self.count, self.minimum, self.sizes = N, minimum, dict(sizes or {})
-        self.node_of = find_nodes(grid, N, timeout) if isinstance(node_of, int) else node_of
+        if isinstance(node_of, int):
+            node_of = find_nodes(grid, N, timeout and timeout * tries)
+        self.node_of = node_of
         self.refused: dict[int, dict[int, str]] = {}
 
     def memory(self) -> Memories:
@@ -140,8 +142,10 @@ class GridClients:
         rows: dict[int, Reply] = {}
         why: dict[int, str] = {}
         silent = [*range(len(ctx.answered))]
+        under_way: dict[str, int] = {}
         for _ in range(self.tries):
-            came = ask(self.grid, self._letters(message, ctx, memory, silent), self.timeout)
+            letters = self._letters(message, ctx, memory, silent)
+            came = ask(self.grid, letters, self.timeout, under_way)
             for i in silent:
                 try:
                     rows[i] = self._read(int(ctx.answered[i]), came.get(i), looks)

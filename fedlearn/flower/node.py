@@ -24,7 +24,7 @@ from .wire import checked, hides, look, pack, unpack, warn_of_the_seed
 Load = Callable[[FlowerContext], tuple[Recipe, Tensor, Tensor, np.ndarray]]
 
 
-def client_app(load: Load, *, keep: str | Path | None = None, seeded: bool = False) -> ClientApp:
+def client_app(load: Load, *, seeded: bool = False) -> ClientApp:
     """A Flower ClientApp that trains one client as ``Simulated`` would.
 
     The noise of ``local_noise`` is this node's own, from its operating system. Behind a stage that
@@ -33,7 +33,9 @@ def client_app(load: Load, *, keep: str | Path | None = None, seeded: bool = Fal
 
     What clients remember lies in Flower's ``context.state``, by the run that it belongs to: of its
     last two rounds, and of the last nine runs. Of two runs forked from one, one can go on. That is
-    lost with the SuperNode, and not there for the next ``flwr run``; what lies in ``keep`` is.
+    lost with the SuperNode, and not there for the next ``flwr run``. Where the node is told a
+    folder of its own, ``--node-config 'partition-id=0 keep="/var/lib/client-0"'``, it lies there as
+    well, and a run goes on from its checkpoint after SuperNode or ServerApp were stopped.
 
     Args:
         load: Flower's context -> (recipe, x, y, rows): the run's recipe, and which rows of x and y
@@ -41,8 +43,6 @@ def client_app(load: Load, *, keep: str | Path | None = None, seeded: bool = Fal
             ``Simulated``. ``context.node_config["partition-id"]`` must be
             the client's number, an integer. The numbers of the rows and the recipe's seed feed the
             shuffle, and nothing else: keep them as they are in the simulation to get its bits.
-        keep: A folder of this node's own, in which it also writes down what its client remembers:
-            a run then goes on from its checkpoint after SuperNode or ServerApp were stopped.
         seeded: For teaching: noise from the recipe's seed, the bits of the simulation. Whoever
             knows the seed, the server too, can subtract it, and a RuntimeWarning says so.
 
@@ -73,7 +73,7 @@ def client_app(load: Load, *, keep: str | Path | None = None, seeded: bool = Fal
         )  # fmt: skip
         if seeded:
             warn_of_the_seed("client_app", [s.std for s in recipe.pipeline.on_client])
-        before = _recall(notes := _notes(context.state, keep, me), recipe, config)
+        before = _recall(notes := _notes(context, me), recipe, config)
         task, theta = recipe.algorithm.task, recipe.theta
         x, y = tensor("client_app", "x", x), tensor("client_app", "y", y)
         mine = np.sort(rows_of("client_app", [rows], len(y))[0])
@@ -83,8 +83,9 @@ def client_app(load: Load, *, keep: str | Path | None = None, seeded: bool = Fal
         reply, kept = client_step(recipe, message, shards, before, ctx)
         recipe.pipeline.fits(reply)
         _remember(notes, config, kept)
-        if keep is not None and any(kept):
-            _write(notes, place(keep) / f"client-{me}.memory")
+        if (file := _file(context, me)) and any(kept):
+            named = {k: unpack(v) for k, v in notes.items() if " " in k}
+            write_whole(file, encode(named))
         sent = {"delta": reply["delta"]} if hides(recipe) else reply
         own = pack({k: v[0] for k, v in sent.items()})
         return Message(content=RecordDict({"reply": own}), reply_to=msg)
@@ -112,18 +113,20 @@ def _heard(msg: Message, recipe: Recipe) -> tuple[Broadcast, Any]:
     return checked("client_app: the broadcast", record, looks), config
 
 
-def _notes(state: Any, keep: str | Path | None, me: int) -> Any:
+def _file(context: FlowerContext, me: int) -> Path | None:
+    """Where this node also writes down what its client remembers, if it was told to."""
+    keep = context.node_config.get("keep")
+    return None if keep is None else place(str(keep)) / f"client-{me}.memory"
+
+
+def _notes(context: FlowerContext, me: int) -> Any:
     """Flower's state of this node, with what its file knows beside it."""
-    file = None if keep is None else place(keep) / f"client-{me}.memory"
+    file, state = _file(context, me), context.state
     if file and file.exists():
         for name, tensors in decode(file.read_bytes(), file).items():
             if name not in state:
                 state[name] = pack(tensors)
     return state
-
-
-def _write(state: Any, file: Path) -> None:
-    write_whole(file, encode({k: unpack(v) for k, v in state.items() if " " in k}))
 
 
 _RUNS = 8  # that a node remembers at the same time

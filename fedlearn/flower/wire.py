@@ -66,16 +66,23 @@ def pull(grid: Any, under_way: dict[str, int]) -> Iterator[tuple[int, Message]]:
             yield i, m
 
 
-def ask(grid: Any, letters: Mapping[int, Message], timeout: float | None) -> dict[int, Message]:
+def ask(
+    grid: Any,
+    letters: Mapping[int, Message],
+    timeout: float | None,
+    earlier: dict[str, int] | None = None,
+) -> dict[int, Message]:
     """Send letters and wait until all are answered, or for ``timeout`` seconds.
 
+    What is still under way from ``earlier`` tries counts as well, if it is answered now.
     Flower's own ``send_and_receive`` looks every three seconds, longer than a small round takes.
     """
     end = math.inf if timeout is None else time.monotonic() + timeout
-    under_way, came = push(grid, letters), dict[int, Message]()
+    under_way, came = {} if earlier is None else earlier, dict[int, Message]()
+    under_way |= push(grid, letters)
     while True:
         came |= dict(pull(grid, under_way))
-        if not under_way or time.monotonic() > end:
+        if {*letters} <= {*came} or time.monotonic() > end:
             return came
         time.sleep(PAUSE)
 

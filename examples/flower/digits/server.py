@@ -23,11 +23,11 @@ def main(grid, context):
     test = model.evaluator(TASK, *(torch.from_numpy(held_out[k]) for k in "xy"))
     ways = {k: how[k] for k in ("timeout", "minimum", "tries")}
     clients = GridClients(recipe_of(how["method"]), grid, how["clients"], **ways)
-    print(f"found the nodes of {clients.count} clients", flush=True)
     path = folder / f"{how['name']}.ckpt"
     run = federate(clients, rounds=how["rounds"], evaluate=test, checkpoint=path, resume=True)
+    print(f"found {clients.count} nodes, begins with round {run.t}", flush=True)
     for r in run:
         who = f"{len(r.answered)} of {len(r.called)} clients"
         print(f"round {r.t}: {who}, accuracy {r.metrics['accuracy']:.3f}", flush=True)
-    run.history.to_csv(folder / f"{how['name']}.csv")
+    run.history.to_csv(path.with_suffix(".csv"))
     print(f"digest {digest(run.state['theta'])}", flush=True)
