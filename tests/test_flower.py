@@ -71,7 +71,7 @@ def identity(monkeypatch):
         monkeypatch.setattr(TaskIdentity, name, 1)
 
 
-def grid_of(p, recipe, seeded=False, **how):
+def grid_of(p, recipe, seeded=False, told=None, **how):
     def load(context):
         k = context.node_config["partition-id"]
         x = torch.full_like(p.x, torch.nan)  # a node has its own rows and no other
@@ -79,6 +79,9 @@ def grid_of(p, recipe, seeded=False, **how):
         return recipe, x, p.y, p.parts[k]
 
     grid = Loopback(client_app(load, seeded=seeded), len(p.parts))
+    for context in grid.contexts.values():
+        k = context.node_config["partition-id"]
+        context.node_config.update({} if told is None else told(k))
     nodes = {k: 100 + k for k in range(len(p.parts))}
     return GridClients(recipe, grid, nodes, seeded=seeded, **how)
 

@@ -542,7 +542,7 @@ REFUSED = {
         recipe_of(private_mean(0.5, 1.0, 8.0), METHODS["feddyn"](TASK))),
     "protects only 'delta', but this method also sends": lambda: over_flower(
         recipe_of(chain(local_noise(0.5, 0.5), total(8.0)), METHODS["scaffold"](TASK))),
-    "keys of secure_mean live in one process": lambda: over_flower(
+    "directory must be an identity key for each client 0..7": lambda: over_flower(
         recipe_of(chain(clip(1.0), *secure_mean(1.0, 240)))),
     "GridClients: sizes must be an integer >= 1 for each client": lambda: over_flower(
         sizes={0: 3}),

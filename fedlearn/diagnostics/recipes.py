@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 PLAIN = (bool, int, float, str, type(None))
-DECIDES = ("recipe", "x", "y", "parts", "chunk", "fleet", "clients", "attackers", "attack")
+DECIDES = (
+    *("recipe", "x", "y", "parts", "chunk", "fleet", "clients", "attackers", "attack"),
+    *("code", "threshold"),  # of secure_mean
+)
 
 
 def describe(thing: Any, name: str, seen: dict[int, Any] | None = None) -> dict[str, Any]:

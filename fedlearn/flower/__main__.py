@@ -34,6 +34,7 @@ def demo(args: argparse.Namespace) -> None:
         with Local(own, folder=args.folder, say=say) as local:
             config = {"folder": data, "clients": args.clients, "minimum": args.clients}
             config |= {"method": args.method, "rounds": args.rounds}
+            config |= {"directory": str(local.keys / "directory.json")}
             run = local.run(app, config)
             say(f"run {run} of {args.method} started; its ServerApp says:")
             digests = []

@@ -2,7 +2,9 @@
 
 import secrets
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,12 @@ from ..algorithms import Message as Broadcast
 from ..algorithms import Reply
 from ..checks import RoundFailed, check, is_whole, positive, whole
 from ..privacy.dp import blind
+from ..privacy.secure_aggregation.stages import desk_of
 from ..recipe import Memories, Recipe, no_reply
 from ..transform import Context
 from .lookup import find_nodes
+from .secure_grid import Exchange
+from .text import directory_of
 from .wire import Look, ask, checked, hides, look, pack, warn_of_the_seed
 
 MOST = 2**24  # examples that a client may claim: all that float32 counts one by one
@@ -52,6 +57,8 @@ class GridClients:
         tries: How often a round is tried before it fails: whose answer is missing is asked again,
             the others' replies are kept. Behind a stage that hides the update it is tried once: a
             second reply of the same round would tell more than one.
+        directory: For ``secure_mean``: public identity keys by client, or the ``directory.json`` of
+            ``make_keys``. What then comes from a node is masked, and the protocol opens the sum.
         seeded: For teaching: noise from the recipe's seed, the bits of the simulation. Whoever
             knows the seed can subtract it, and a RuntimeWarning says so.
 
@@ -61,9 +68,10 @@ class GridClients:
     Raises:
         TimeoutError: At once, if one of the N clients isn't there in time.
         ValueError: At once, if ``node_of`` or ``sizes`` doesn't number the clients, the pipeline
-            masks (keys of ``secure_mean`` live in one process), or it hides the update while the
-            server needs n. From the run, if all nodes have forgotten it.
+            masks and there is no directory of them all, or it hides the update while the server
+            needs n. From the run, if all nodes have forgotten it.
         RoundFailed: From the run, if fewer than ``minimum`` replies are fit; it names the clients.
+            Behind ``secure_mean`` also if fewer than its threshold answer at a stage.
 
     Example:
         >>> from fedlearn import algorithms, model
@@ -86,6 +94,7 @@ class GridClients:
         sizes: dict[int, int] | None = None,
         minimum: int | None = None,
         tries: int = 2,
+        directory: Mapping[int, bytes] | str | Path | None = None,
         seeded: bool = False,
     ):
         N = node_of if isinstance(node_of, int) else len(node_of)
@@ -103,6 +112,15 @@ class GridClients:
             positive("GridClients", "timeout", timeout, 600)
         self.recipe = recipe if seeded else replace(recipe, secret=True)
         _check_recipe(recipe, sizes is not None)
+        self._secure: Exchange | None = None
+        desk = desk_of(recipe.pipeline)
+        if desk is not None:
+            book = directory_of(directory) if isinstance(directory, (str, Path)) else directory
+            rule = f"an identity key for each client 0..{N - 1}: secure_mean's masks need them"
+            there = book is not None and {*range(N)} <= {*book}
+            check("GridClients", "directory", book and [*book], there, rule, "'directory.json'")
+            self._secure = Exchange(self.recipe, desk, book or {})
+            self.recipe = self._secure.recipe
         if not self.recipe.secret:
             stds = [s.std for s in recipe.pipeline.on_client]
             warn_of_the_seed("GridClients", stds + [s.std for s in recipe.pipeline.on_server])
@@ -126,9 +144,12 @@ class GridClients:
         once = not any(self.recipe.memory()) or len(np.unique(who)) == len(who)
         rule = "without a client twice, for they remember something: draw without replacement"
         check("GridClients", "the cohort", who, once, rule, "weighted(k, sizes, replace=False)")
-        looks = {k: look(v, 1) for k, v in none.items()}
-        looks = {"delta": looks["delta"]} if hides(self.recipe) else looks
-        rows = self._collect(message, ctx, memory, looks)
+        if self._secure:
+            rows = self._aggregate(self._secure, message, ctx, memory)
+        else:
+            looks = {k: look(v, 1) for k, v in none.items()}
+            looks = {"delta": looks["delta"]} if hides(self.recipe) else looks
+            rows = self._collect(message, ctx, memory, looks)
         places = torch.tensor([*rows])
         kept = {name: v[torch.from_numpy(who)][places] for name, v in memory[0].items()}
         kept["since"] = torch.full_like(kept["since"], ctx.round)
@@ -158,6 +179,31 @@ class GridClients:
         self._judge(bad, len(rows), len(silent), ctx)
         return dict(sorted(rows.items()))
 
+    def _aggregate(
+        self, secure: Exchange, message: Broadcast, ctx: Context, memory: Memories
+    ) -> dict[int, Reply]:
+        """The round by the protocol of secure aggregation: what comes of each client is masked."""
+        at = {int(k): i for i, k in enumerate(ctx.answered)}
+        letters = self._letters(message, ctx, memory, [*at.values()])
+
+        def send(kind: str, contents: dict[int, RecordDict]) -> dict[int, RecordDict | str]:
+            some = {k: self._letter(k, c, kind, ctx.round) for k, c in contents.items()}
+            came = ask(self.grid, some, self.timeout).items()
+            said = lambda m: str(m.error.reason)[:300] if m.has_error() else m.content
+            return {k: said(m) for k, m in came if m.has_error() or self._spoke(k, m)}
+
+        broadcast = {k: letters[i].content for k, i in at.items()}
+        masked, lacking = secure.round(ctx, send, broadcast)
+        self._judge(lacking, len(masked), 0, ctx)
+        one = self.recipe.theta.new_ones(())
+        rows = {at[k]: {"delta": y, "loss": torch.nan * one, "n": one} for k, y in masked.items()}
+        return dict(sorted(rows.items()))
+
+    def _letter(self, k: int, content: RecordDict, kind: str, round: int) -> Message:
+        late = None if self.timeout is None else self.timeout + 60  # clocks differ
+        to: Any = {"dst_node_id": self.node_of[k], "ttl": late, "group_id": str(round)}
+        return Message(content=content, message_type=kind, **to)
+
     def _spoke(self, k: int, answer: Message | None) -> bool:
         """Whether the client's node answered, be it an error: not the SuperLink in its stead."""
         return answer is not None and answer.metadata.src_node_id == self.node_of[k]
@@ -171,7 +217,6 @@ class GridClients:
     ) -> dict[int, Message]:
         """What each node needs: the broadcast, the round, its work, and what it goes on from."""
         packed, out = pack(message), {}
-        late = None if self.timeout is None else self.timeout + 60  # clocks differ
         for i in some:
             k = int(ctx.answered[i])
             own: Any = {name: int(v[k]) for name, v in memory[0].items()}
@@ -181,9 +226,7 @@ class GridClients:
             if not self.recipe.secret and ctx.earlier()[i]:
                 own["again"] = int(ctx.earlier()[i])
             content = RecordDict({"message": packed, "config": ConfigRecord(own)})
-            node = self.node_of[k]
-            to: Any = {"dst_node_id": node, "ttl": late, "group_id": str(ctx.round)}
-            out[i] = Message(content=content, message_type="train", **to)
+            out[i] = self._letter(k, content, "train", ctx.round)
         return out
 
     def _read(self, k: int, answer: Message | None, looks: dict[str, Look]) -> Reply:
@@ -240,15 +283,15 @@ def _check_recipe(recipe: Recipe, sizes_known: bool) -> None:
     message = method.message(method.init(recipe.theta))
     reply, _ = no_reply(recipe, message, Context(0, 0, nobody, nobody))
     pipeline.fits(reply)
-    if reply["delta"].dtype != recipe.theta.dtype:
+    masks = desk_of(pipeline) is not None
+    if not masks and reply["delta"].dtype != recipe.theta.dtype:
         raise ValueError(
-            f"GridClients: updates must travel in theta's type, got {reply['delta'].dtype}: the "
-            f"keys of secure_mean live in one process; between processes use the messages of "
-            f"fedlearn.privacy.secure_aggregation, here e.g. chain(clip(1.0), mean())"
+            f"GridClients: updates must travel in theta's type, got {reply['delta'].dtype}, e.g. "
+            f"chain(clip(1.0), mean())"
         )
     if not hides(recipe) or recipe.equal or sizes_known:
         return
-    if pipeline.reduce.share is None:
+    if pipeline.reduce.share is None and not masks:
         raise ValueError(
             f"GridClients: {pipeline.reduce.name} weighs by n_k, and the client's number of "
             f"examples would be told in the clear beside an update that a stage hides; let every "

@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import json
 import os
 import secrets
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..checks import check, whole
@@ -29,6 +31,8 @@ def make_keys(
     ``ca.crt``              the authority, for everybody; its own key is thrown away
     ``server.pem``, ``.key``  the SuperLink's certificate for ``hosts``, and its key
     ``node-0``, ``.pub``, ...  a key for each SuperNode, and what is registered of it
+    ``identity-0``, ...     a key for each client, for secure aggregation
+    ``directory.json``      the public ones of all clients, for everybody
     ``superexec``           what lets a SuperExec fetch tasks, a secret of each machine
     ======================  =====================================================================
 
@@ -48,7 +52,8 @@ def make_keys(
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as there:
         ...     sorted(file.name for file in make_keys(there, clients=1).iterdir())
-        ['ca.crt', 'node-0', 'node-0.pub', 'server.key', 'server.pem', 'superexec']
+        ['ca.crt', 'directory.json', 'identity-0', 'node-0', 'node-0.pub', 'server.key',
+         'server.pem', 'superexec']
     """
     whole("make_keys", "clients", clients, example=3)
     whole("make_keys", "days", days, example=30)
@@ -61,11 +66,16 @@ def make_keys(
     own = _certificate(hosts[0], server, root, ca, days, [_name(h) for h in hosts])
     _write(to / "server.pem", own.public_bytes(form.Encoding.PEM))
     _write(to / "server.key", _private(server, form.PrivateFormat.PKCS8))
+    book: dict[int, str] = {}
     for k in range(clients):
         node = ec.generate_private_key(ec.SECP384R1())
         _write(to / f"node-{k}", _private(node, form.PrivateFormat.OpenSSH))
         public = node.public_key().public_bytes(form.Encoding.OpenSSH, form.PublicFormat.OpenSSH)
         _write(to / f"node-{k}.pub", public)
+        identity = Ed25519PrivateKey.generate()
+        _write(to / f"identity-{k}", identity.private_bytes_raw())
+        book[k] = identity.public_key().public_bytes_raw().hex()
+    _write(to / "directory.json", json.dumps(book).encode())
     _write(to / "superexec", secrets.token_bytes(32))
     return to
 

@@ -35,7 +35,8 @@ class Local:
     all processes are ended. Linux and macOS.
 
     Args:
-        node_configs: What each node is told, from client 0 on: ``partition-id`` is added.
+        node_configs: What each node is told beside ``partition-id`` and the files of its keys, from
+            client 0 on.
         folder: Where keys, logs and Flower's state go; None for a temporary one, which is removed.
         say: Gets a line of progress.
         limit: Seconds that a step may take before it counts as failed.
@@ -127,7 +128,9 @@ class Local:
 
     def start_node(self, k: int, **other: str) -> None:
         """Start the node of client k, or start it again; options by name go beside its own."""
-        config = {"partition-id": k, **self.node_configs[k]}
+        own = {"identity": self.keys / f"identity-{k}", "directory": self.keys / "directory.json"}
+        config = {"partition-id": k, **{n: str(file) for n, file in own.items()}}
+        config |= self.node_configs[k]
         options = {
             "superlink": self.address,
             "root-certificates": str(self.keys / "ca.crt"),

@@ -17,8 +17,10 @@ from ..checks import check, whole
 from ..data import fit, like, tensor
 from ..partition.base import rows as rows_of
 from ..partition.files import place, write_whole
+from ..privacy.secure_aggregation.stages import desk_of
 from ..recipe import Memories, Recipe, client_step, shards_of
 from ..transform import Context
+from .secure_node import answer, masked, unmasked
 from .wire import checked, hides, look, pack, unpack, warn_of_the_seed
 
 Load = Callable[[FlowerContext], tuple[Recipe, Tensor, Tensor, np.ndarray]]
@@ -30,6 +32,10 @@ def client_app(load: Load, *, seeded: bool = False) -> ClientApp:
     The noise of ``local_noise`` is this node's own, from its operating system. Behind a stage that
     hides the update (``private_mean``, ``local_noise``) it sends the update alone: neither its loss
     nor n_k, the number of its examples.
+
+    Behind ``secure_mean`` it takes part in the protocol of secure aggregation, and what it sends is
+    masked. It is told its identity key and everybody's public ones, files of ``make_keys``:
+    ``--node-config 'partition-id=0 identity="identity-0" directory="directory.json"'``.
 
     What clients remember lies in Flower's ``context.state``, by the run that it belongs to: of its
     last two rounds, and of the last nine runs. Of two runs forked from one, one can go on. That is
@@ -61,6 +67,13 @@ def client_app(load: Load, *, seeded: bool = False) -> ClientApp:
         mine = ConfigRecord({"partition-id": _me(context)})
         return Message(content=RecordDict({"client": mine}), reply_to=msg)
 
+    @app.query("secure")
+    def speak(msg: Message, context: FlowerContext) -> Message:
+        me, desk = _me(context), desk_of(load(context)[0].pipeline)
+        check("client_app", "the pipeline", None, desk is not None, "one that masks", "secure_mean")
+        assert desk
+        return Message(content=answer(msg, context, me, desk), reply_to=msg)
+
     @app.train()
     def train(msg: Message, context: FlowerContext) -> Message:
         recipe, x, y, rows = load(context)
@@ -80,12 +93,17 @@ def client_app(load: Load, *, seeded: bool = False) -> ClientApp:
         x, y = (like(v, theta) for v in fit("client_app", task, x[mine], y[mine], theta))
         shards = shards_of(recipe, x, y, {me: mine}, ctx)  # shuffled by the numbers of the rows
         shards = shards._replace(index=torch.searchsorted(torch.from_numpy(mine), shards.index))
-        reply, kept = client_step(recipe, message, shards, before, ctx)
+        desk = desk_of(recipe.pipeline)
+        plain = recipe if desk is None else unmasked(recipe, desk)
+        reply, kept = client_step(plain, message, shards, before, ctx)
         recipe.pipeline.fits(reply)
         _remember(notes, config, kept)
         if (file := _file(context, me)) and any(kept):
             named = {k: unpack(v) for k, v in notes.items() if " " in k}
             write_whole(file, encode(named))
+        if desk is not None:
+            residues = reply["delta"][0].numpy().view(np.uint32)
+            return Message(content=masked(msg, context, me, residues), reply_to=msg)
         sent = {"delta": reply["delta"]} if hides(recipe) else reply
         own = pack({k: v[0] for k, v in sent.items()})
         return Message(content=RecordDict({"reply": own}), reply_to=msg)
@@ -157,6 +175,6 @@ def _remember(state: Any, config: Any, memory: Memories) -> None:
     for key in [k for k in state if k.startswith(f"{run} ") and k != f"{run} {config['since']}"]:
         del state[key]
     state[f"{run} {config['round']}"] = pack(flat)
-    runs = list(dict.fromkeys(k.split()[0] for k in state))
+    runs = list(dict.fromkeys(k.split()[0] for k in state if " " in k))
     for key in [k for k in state if k.split()[0] in [r for r in runs if r != run][:-_RUNS]]:
         del state[key]

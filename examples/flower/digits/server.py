@@ -22,6 +22,7 @@ def main(grid, context):
     held_out = np.load(folder / "test.npz")
     test = model.evaluator(TASK, *(torch.from_numpy(held_out[k]) for k in "xy"))
     ways = {k: how[k] for k in ("timeout", "minimum", "tries")}
+    ways["directory"] = how["directory"] or None
     clients = GridClients(recipe_of(how["method"]), grid, how["clients"], **ways)
     path = folder / f"{how['name']}.ckpt"
     run = federate(clients, rounds=how["rounds"], evaluate=test, checkpoint=path, resume=True)

@@ -60,11 +60,38 @@ class Client:
         self.number, self.round, self.threshold = number, round, threshold
         self._identity, self._directory = identity, directory
         self._next, self._stage = 0, STAGES[0]
-        self._seed, self._own_mask = prim.fresh(), prim.fresh()
-        self._letter_key, letter = prim.key_pair(prim.fresh(), "letter", round, number)
-        self._mask_key, mask = prim.key_pair(self._seed, "mask", round, number)
-        keys = Keys(number, round, letter, mask, b"")
-        self._keys = keys._replace(signature=identity.sign(wire.keys_text(keys)))
+        self._cohort: dict[int, Keys] = {}
+        self._held: dict[int, tuple[bytes, bytes]] = {}  # by owner: a share of seed, of own mask
+        self._answered: set[int] = set()
+        self._take([prim.fresh(), prim.fresh(), prim.fresh()])
+
+    def _take(self, secrets: Sequence[bytes]) -> None:
+        """Its secrets: of the letters' key, of the masks' key, and b_u."""
+        self._letter_seed, self._seed, self._own_mask = secrets
+        u, t = self.number, self.round
+        self._letter_key, letter = prim.key_pair(self._letter_seed, "letter", t, u)
+        self._mask_key, mask = prim.key_pair(self._seed, "mask", t, u)
+        keys = Keys(u, t, letter, mask, b"")
+        self._keys = keys._replace(signature=self._identity.sign(wire.keys_text(keys)))
+
+    def keep(self) -> dict[str, Any]:
+        """All that it is between two stages, for a process that ends; its secrets among it."""
+        return {
+            "secrets": [self._letter_seed, self._seed, self._own_mask],
+            "cohort": [tuple(m) for m in self._cohort.values()],
+            "held": dict(self._held),
+            "answered": sorted(self._answered),
+            "next": self._next,
+        }
+
+    def resume(self, kept: Mapping[str, Any]) -> "Client":
+        """Go on as the client that :meth:`keep` was called of, of the same number and round."""
+        self._take(kept["secrets"])
+        self._cohort = {m[0]: Keys(*m) for m in kept["cohort"]}
+        self._attempt = wire.attempt_of(self._cohort)
+        self._held, self._answered = dict(kept["held"]), set(kept["answered"])
+        self._next = kept["next"]
+        return self
 
     def advertise(self) -> Keys:
         """Stage 1: two fresh public keys, signed."""
@@ -81,7 +108,6 @@ class Client:
         self._cohort = self._checked(self._list(keys))
         self._attempt = wire.attempt_of(self._cohort)
         n, me = len(self._cohort), self.number
-        self._held: dict[int, tuple[bytes, bytes]] = {}  # by owner: a share of seed, of own mask
         seeds = prim.split(self._seed, self.threshold, n)
         masks = prim.split(self._own_mask, self.threshold, n)
         letters = []

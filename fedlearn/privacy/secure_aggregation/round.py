@@ -86,8 +86,10 @@ def secure_sum(
             server.add(m)
 
     for k in there("masked", letters):
-        sent = _asked([k], lambda k: [_mask(clients[k], rows[k], letters[k], server)], server)
-        _, good = _taken(sent, "masked", add, server, log)
+        sent = _asked(
+            [k], lambda k: [mask_with(clients[k], rows[k], letters[k], server.refused)], server
+        )
+        _, good = taken(sent, "masked", add, server, log)
         seen |= {k: own[0].y for k, own in good.items()}
     answered = server.answered()
     log.ends("masked")
@@ -162,12 +164,12 @@ def exchange(
     """
     log = log or _Log(0)
     sent = _asked(there("keys", clients), lambda k: [clients[k].advertise()], server)
-    keys, good = _taken(sent, "keys", server.keys, server, log)
+    keys, good = taken(sent, "keys", server.keys, server, log)
     for k in good:
         log.received(k, keys)
     log.ends("keys")
     sent = _asked(there("shares", good), lambda k: clients[k].share(keys), server)
-    letters, _ = _taken(sent, "shares", server.route, server, log)
+    letters, _ = taken(sent, "shares", server.route, server, log)
     for k, own in letters.items():
         log.received(k, own)
     log.ends("shares")
@@ -200,12 +202,12 @@ def unmask(
     for k in voters:
         log.received(k, answered)
     sent = _asked(voters, lambda k: [clients[k].vote(answered)], server)
-    votes, good = _taken(sent, "votes", server.votes, server, log)
+    votes, good = taken(sent, "votes", server.votes, server, log)
     for k in good:
         log.received(k, votes)
     log.ends("votes")
     sent = _asked(there("opened", good), lambda k: [clients[k].open(votes)], server)
-    masks, _ = _taken(sent, "opened", server.masks, server, log)
+    masks, _ = taken(sent, "opened", server.masks, server, log)
     log.ends("opened")
     return masks
 
@@ -221,8 +223,12 @@ def _asked(clients: Iterable[int], act: Callable[[int], Any], server: Server) ->
     return sent
 
 
-def _taken(
-    sent: Mapping[int, Any], stage: str, act: Callable[[list[Any]], T], server: Server, log: "_Log"
+def taken(
+    sent: Mapping[int, Any],
+    stage: str,
+    act: Callable[[list[Any]], T],
+    server: Server,
+    log: "_Log | None" = None,
 ) -> tuple[T, dict[int, Any]]:
     """What the server makes of it, and who sent what; without the clients that it refuses."""
     good = {}
@@ -244,12 +250,15 @@ def _taken(
             server.refused.append(e)
             del good[e.client]
         else:
-            for k, own in good.items():
-                log.sent(k, own)
+            if log:
+                for k, own in good.items():
+                    log.sent(k, own)
             return out, good
 
 
-def _mask(client: Client, x: np.ndarray, letters: list[Sealed], server: Server) -> Masked:
+def mask_with(
+    client: Client, x: np.ndarray, letters: list[Sealed], refused: list[Refused]
+) -> Masked:
     """Its masked vector; of whose letter it refuses it has no share, and says so."""
     by = {m.sender: m for m in letters}
     while True:
@@ -258,7 +267,7 @@ def _mask(client: Client, x: np.ndarray, letters: list[Sealed], server: Server) 
         except Refused as e:
             if e.client not in by or not by[e.client].text:
                 raise
-            server.refused.append(e)
+            refused.append(e)
             by[e.client] = by[e.client]._replace(text=b"")
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...checks import RoundFailed, check, is_whole
-from ...transform import After, Context, Memory, Reduce, Rowwise
+from ...transform import After, Context, Memory, Pipeline, Reduce, Rowwise
 from . import primitives as prim
 from .client import Client
 from .fixed_point import FixedPoint
@@ -62,30 +62,20 @@ def secure_mean(
     code = FixedPoint(bound, total, bits)
     t = threshold
     check("secure_mean", "threshold", t, t is None or is_whole(t, 2), "an integer >= 2", 7)
-    desk = _Desk(t, total)
-
-    def mask(delta: Tensor, n: Tensor, memory: Memory, ctx: Context) -> tuple[Tensor, Memory]:
-        rows = zip(ctx.answered, delta.detach().cpu().double().numpy(), n.tolist(), strict=True)
-        plain = [(int(k), _weighted(code, int(k), x, w)) for k, x, w in rows]
-        y = [torch.from_numpy(desk.mask(k, x, ctx).view(np.int32)) for k, x in plain]
-        desk.dtype = delta.dtype
-        none = delta.new_zeros((0, delta.shape[1] + 1), dtype=torch.int32)
-        return torch.stack(y).to(delta.device) if y else none, memory
-
-    def reveal(masked: Tensor, ctx: Context) -> Tensor:
-        total = desk.open(masked.cpu().numpy().view(np.uint32), ctx)
-        n = int(total[-1])
-        rule = "no less than the cohort's sum of n_k, which may have overflowed"
-        check("secure_mean", "total", code.clients, 1 <= n <= code.clients, rule, n)
-        return torch.from_numpy(code.decode(total[:-1]) / n).to(masked.device, desk.dtype)
-
+    desk = Desk(code, t)
     add = lambda rows, p: rows.sum(0).to(torch.int32)  # int64, then wraps
     name = f"{bound:g}, {total}"
     return (
-        Rowwise(f"mask({name})", mask, private=True, plain=True),
+        Rowwise(f"mask({name})", desk.mask, private=True, plain=True),
         Reduce("sum mod 2**32", add, plain=True),
-        After("unmask()", reveal, plain=True),
+        After("unmask()", desk.reveal, plain=True),
     )
+
+
+def desk_of(pipeline: Pipeline) -> "Desk | None":
+    """The desk of a pipeline's ``secure_mean``; None if it has none."""
+    desks = (getattr(stage.apply, "__self__", None) for stage in pipeline.on_client)
+    return next((desk for desk in desks if isinstance(desk, Desk)), None)
 
 
 def _weighted(code: FixedPoint, k: int, x: np.ndarray, n: float) -> np.ndarray:
@@ -99,11 +89,14 @@ def _weighted(code: FixedPoint, k: int, x: np.ndarray, n: float) -> np.ndarray:
         raise ValueError(f"secure_mean: the update of client {k} can't be sent. {e}") from None
 
 
-class _Desk:
-    """The one open round: its clients with their secrets, and its server."""
+class Desk:
+    """What the stages know: the code, the threshold, and the one open round in this process.
 
-    def __init__(self, threshold: int | None, total: int):
-        self._threshold, self._total = threshold, total
+    Of the round its clients with their secrets, and its server.
+    """
+
+    def __init__(self, code: FixedPoint, threshold: int | None):
+        self.code, self.threshold = code, threshold
         self._identities: dict[int, Any] = {}
         self._round: tuple[int, tuple[int, ...]] | None = None
         self._masked: set[int] = set()
@@ -112,7 +105,31 @@ class _Desk:
         self._server: Server | None = None
         self.dtype = torch.float32
 
-    def mask(self, k: int, x: np.ndarray, ctx: Context) -> np.ndarray:
+    def residues(self, delta: Tensor, n: Tensor, ctx: Context) -> dict[int, np.ndarray]:
+        """client -> (d + 1,) uint32: n_k delta_k and n_k, not masked yet."""
+        rows = zip(ctx.answered, delta.detach().cpu().double().numpy(), n.tolist(), strict=True)
+        self.dtype = delta.dtype
+        return {int(k): _weighted(self.code, int(k), x, w) for k, x, w in rows}
+
+    def mask(self, delta: Tensor, n: Tensor, memory: Memory, ctx: Context) -> tuple[Tensor, Memory]:
+        """The stage on the clients: residues (K, d + 1), masked."""
+        plain = self.residues(delta, n, ctx)
+        y = [torch.from_numpy(self._mask(k, x, ctx).view(np.int32)) for k, x in plain.items()]
+        none = delta.new_zeros((0, delta.shape[1] + 1), dtype=torch.int32)
+        return torch.stack(y).to(delta.device) if y else none, memory
+
+    def reveal(self, masked: Tensor, ctx: Context) -> Tensor:
+        """The stage on the server: the mean behind the sum of what was masked."""
+        return self.mean(self._open(masked.cpu().numpy().view(np.uint32), ctx)).to(masked.device)
+
+    def mean(self, total: np.ndarray) -> Tensor:
+        """(d + 1,) uint32, Σ n_k delta_k and Σ n_k -> (d,) their quotient."""
+        n = int(total[-1])
+        rule = "no less than the cohort's sum of n_k, which may have overflowed"
+        check("secure_mean", "total", self.code.clients, 1 <= n <= self.code.clients, rule, n)
+        return torch.from_numpy(self.code.decode(total[:-1]) / n).to(self.dtype)
+
+    def _mask(self, k: int, x: np.ndarray, ctx: Context) -> np.ndarray:
         here = (ctx.round, tuple(int(v) for v in ctx.called))
         if here != self._round or k in self._masked:  # again: the round was given up, begin anew
             self._begin(here, ctx, len(x))
@@ -124,12 +141,12 @@ class _Desk:
         self._masked.add(k)
         return self._clients[k].mask(x, self._letters[k]).y
 
-    def open(self, total: np.ndarray, ctx: Context) -> np.ndarray:
+    def _open(self, total: np.ndarray, ctx: Context) -> np.ndarray:
         """The sum without the masks; the round's secrets are forgotten, whatever happens."""
         answered, masked, here = [int(k) for k in ctx.answered], self._masked, self._round
         clients, server = self._clients, self._server
         self._round, self._masked, self._clients, self._server = None, set(), {}, None
-        t = self._threshold or max(2, default_threshold(len(ctx.called)))
+        t = self.threshold or max(2, default_threshold(len(ctx.called)))
         if len(answered) < t:
             raise TooFew(ctx.round, "masked", len(answered), t)
         same = here == (ctx.round, tuple(int(v) for v in ctx.called)) and masked == set(answered)
@@ -152,9 +169,9 @@ class _Desk:
         cohort, rule = list(here[1]), "clients that are called once each: draw without replacement"
         once, so = len(set(cohort)) == len(cohort), "weighted(k, n, replace=False)"
         check("secure_mean", "the cohort", cohort, once, rule, so)
-        self._no_wrapping(len(here[1]))
+        self.check_cohort(len(here[1]))
         try:
-            t = check_threshold("secure_mean", self._threshold, len(here[1]))
+            t = check_threshold("secure_mean", self.threshold, len(here[1]))
         except ValueError as e:  # the next round's cohort may be another
             raise RoundFailed(str(e)) from None
         for k in here[1]:
@@ -163,8 +180,8 @@ class _Desk:
         self._letters = exchange(self._clients, self._server)
         self._round, self._masked = here, set()
 
-    def _no_wrapping(self, K: int) -> None:
+    def check_cohort(self, K: int) -> None:
         """Each n_k is at most total: their sum stays below 2**32, so one beyond total is seen."""
-        good = K * self._total < 2**32
+        good = K * self.code.clients < 2**32
         rule = f"below 2**32 / {K}: the n_k of {K} clients are added mod 2**32"
-        check("secure_mean", "total", self._total, good, rule, "len(y)")
+        check("secure_mean", "total", self.code.clients, good, rule, "len(y)")
