@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
+import signal
+import ssl
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("flwr.clientapp", reason="needs flwr: pip install 'fedlearn[flower]'")
 if os.name != "posix":
     pytest.skip("ends processes by their group: Linux and macOS", allow_module_level=True)
 
-from fedlearn.flower.local import Local
+import httpx
+
+from fedlearn.flower.keys import make_keys
+from fedlearn.flower.local import Local, _script, free_ports
 
 APP = Path(__file__).parents[1] / "examples" / "flower"
 ROUNDS = 2
-LONG = 600.0  # seconds: no test waits so long unless something hangs
+LONG = 600.0  # seconds: nothing waits so long unless it hangs
+SPY = '''
+
+class Spy:
+    """The grid, and a file of all that it brings to the server."""
+
+    def __init__(self, grid, file):
+        self.grid, self.file = grid, file
+
+    def __getattr__(self, name):
+        return getattr(self.grid, name)
+
+    def pull_messages(self, message_ids):
+        came = [*self.grid.pull_messages(message_ids)]
+        with open(self.file, "ab") as f:
+            for m in came:
+                plain = lambda v: v.numpy() if hasattr(v, "numpy") else v
+                for name, record in m.content.items() if m.has_content() else ():
+                    pickle.dump((name, {k: plain(v) for k, v in record.items()}), f)
+        return came
+'''
 
 
 def python(*words):
@@ -29,47 +58,190 @@ def python(*words):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    python("prepare.py", folder, 2)
-    return folder
+@pytest.fixture
+def app(tmp_path):
+    """The example, with a server that writes down what it receives."""
+    there = shutil.copytree(APP, tmp_path / "app")
+    file, begin = there / "digits" / "server.py", '    """One run."""\n'
+    source = file.read_text()
+    assert source.count(begin) == 1
+    listens = "    grid = Spy(grid, f\"{context.run_config['folder']}/received\")\n"
+    file.write_text(source.replace(begin, begin + listens) + "\n\nimport pickle" + SPY)
+    return there
 
 
-@pytest.fixture(scope="module")
-def local(data):
-    own = [{"data": f"{data}/client-{k}.npz", "keep": str(data)} for k in range(2)]
-    with Local(own, limit=LONG) as local:
-        yield local
+class Runs:
+    """Runs of the app on a deployment, and what they must come to."""
+
+    def __init__(self, local, app, data):
+        self.local, self.app, self.data = local, app, data
+
+    def start(self, method, **how):
+        config = {"folder": str(self.data), "clients": 2, "minimum": 2, "timeout": LONG}
+        config |= {"rounds": ROUNDS, "method": method, "name": method, **how}
+        return self.local.run(self.app, config)
+
+    def begin(self, method):
+        """Start a run and wait for its first round."""
+        self.start(method)
+        self.local.until((self.data / f"{method}.ckpt").exists, f"a round of {method}")
+
+    def end(self, method, run=None, rounds=ROUNDS):
+        """Its own rounds, by what it prints; its digest must be that of a run in one process."""
+        said = [*self.local.lines(run or self.start(method))]
+        theirs = [line.split()[-1] for line in said if line.startswith("digest")]
+        assert theirs == [python("here.py", self.data, method, rounds).split()[-1]], said
+        return [line.split(":")[0] for line in said if line.startswith("round")]
 
 
-def started(local, data, method, **how):
-    config = {"folder": str(data), "clients": 2, "minimum": 2, "timeout": LONG, "rounds": ROUNDS}
-    return local.run(APP, {**config, "method": method, "name": method, **how})
+def strangers(local, tmp_path):
+    """Nodes that must not get in: a key that nobody registered, a server of another authority."""
+    other = make_keys(tmp_path / "other", 1)
+    ways = [{"auth_supernode_private_key": str(other / "node-0")},
+            {"root_certificates": str(other / "ca.crt")}]  # fmt: skip
+    for way, port in zip(ways, free_ports(2)):
+        program, *words = local.node_command(0, port=str(port), **way)
+        yield subprocess.Popen(
+            [_script(program), *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, env=local.environment(), start_new_session=True,
+        )  # fmt: skip
 
 
-def ended(local, data, run, method):
-    """What the run printed: the rounds it did itself, with the digest of a run in one process."""
-    said = [*local.lines(run)]
-    theirs = [line.split()[-1] for line in said if line.startswith("digest")]
-    assert theirs == [python("here.py", data, method, ROUNDS).split()[-1]], said
-    return [line.split(":")[0] for line in said if line.startswith("round")]
+def refused(local, path, **headers):
+    """The SuperLink's answer to a request without, or with a wrong, token."""
+    trust = ssl.create_default_context(cafile=local.keys / "ca.crt")
+    said = httpx.post(
+        f"https://{local.address}/v1/runtime/{path}", content=b"", verify=trust, trust_env=False,
+        headers={"content-type": "application/protobuf", **headers},
+    )  # fmt: skip
+    return said.status_code
+
+
+def received(file):
+    with file.open("rb") as f:
+        while True:
+            try:
+                yield pickle.load(f)
+            except EOFError:
+                return
+
+
+def alive(groups):
+    def there(group):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    return [group for group in groups if there(group)]
 
 
 @pytest.mark.slow
-def test_the_same_bits_deployed_whatever_is_killed(local, data, record_property):
-    began = time.monotonic()
-    assert ended(local, data, started(local, data, "fedavg"), "fedavg") == ["round 0", "round 1"]
+def test_deployed_it_gives_the_same_bits_whatever_is_killed(app, tmp_path, record_property):
+    began, data = time.monotonic(), tmp_path / "data"
+    python("prepare.py", data, 2)
+    own = [{"data": f"{data}/client-{k}.npz", "keep": str(data)} for k in range(2)]
+    with Local(own, limit=LONG) as local:
+        folder, runs = local.folder, Runs(local, app, data)
+        outside = [*strangers(local, tmp_path)]
+        assert runs.end("fedavg") == ["round 0", "round 1"]
 
-    started(local, data, "scaffold")
-    local.until((data / "scaffold.ckpt").exists, "a round of SCAFFOLD")
-    local.kill("link-exec")  # and its ServerApp; nodes keep what they remember
-    local.start_executor("link")
-    assert ended(local, data, started(local, data, "scaffold"), "scaffold") == ["round 1"]
+        for process, why in zip(outside, ("Failed to activate", "CERTIFICATE_VERIFY_FAILED")):
+            said, _ = process.communicate(timeout=LONG)
+            assert process.returncode and why in said, said[-800:]
+        assert refused(local, "get-nodes", **{"flwr-task-token": "wrong"}) == 401
+        assert refused(local, "acquire-task") == 401, "a stranger fetches no task"
 
-    started(local, data, "fedadam")
-    local.until((data / "fedadam.ckpt").exists, "a round of FedAdam")
-    local.kill("link", "link-exec")
-    local.start_link()
-    assert ended(local, data, started(local, data, "fedadam"), "fedadam") == ["round 1"]
-    record_property("measured", f"three methods, two kills: {time.monotonic() - began:.0f} s")
+        runs.begin("scaffold")
+        local.kill("link-exec")  # and its ServerApp
+        local.start_executor("link")
+        assert runs.end("scaffold") == ["round 1"], "nodes have kept what their clients remember"
+
+        runs.begin("fedadam")
+        local.kill("link", "link-exec")
+        local.start_link()
+        assert runs.end("fedadam") == ["round 1"]
+
+        lost = runs.start("fedavg", name="lost", rounds=1, minimum=1, timeout=30.0, tries=20)
+        heard = lambda: local.log("node-1").rpartition("Receiving: train")[2]
+        trained = local.log("node-1").count("Receiving: train")
+        local.until(lambda: local.log("node-1").count("Receiving: train") > trained
+                    and "Received successfully" in heard(), "node 1 trains")  # fmt: skip
+        local.kill("node-1", "node-1-exec")
+        local.start_node(1)
+        (data / "received").unlink()
+        directory = str(local.keys / "directory.json")
+        secure = runs.start("secure", rounds=1, directory=directory)
+        said = [*local.lines(lost)]  # meanwhile it waits for what won't come
+        assert [line for line in said if line.startswith("round 0: 1 of 2 clients")], said
+        assert [line for line in said if "client 1" in line and "no answer in time" in line], said
+        assert runs.end("secure", secure, rounds=1) == ["round 0"]
+        groups = [process.pid for process in local.processes.values()]
+    assert not alive(groups) and not folder.exists()
+    saw_nothing(data, lost_run="lost")
+    record_property("measured", f"deployed: six runs, {time.monotonic() - began:.0f} s")
+
+
+def saw_nothing(data, lost_run):
+    """What reached the server in the secure run: no update, and nothing that is as long as one."""
+    records = [*received(data / "received")]
+    vectors = [r["y"] for name, r in records if name == "reply" and "y" in r]
+    assert len(vectors) == 2 and {v.dtype.name for v in vectors} == {"int32"}
+    sys.path.insert(0, str(APP))
+    try:
+        from digits.recipe import examples, recipe_of
+
+        from fedlearn import Simulated, federate
+        from fedlearn.privacy.secure_aggregation.stages import desk_of
+        from fedlearn.transform import Context
+    finally:
+        sys.path.remove(str(APP))
+    for k in range(2):
+        x, y, rows = examples(data / f"client-{k}.npz")
+        r = next(federate(Simulated(recipe_of("fedavg"), x, y, [rows], chunk=1), rounds=1))
+        who, n = np.array([k]), torch.tensor([float(len(rows))])
+        plain = desk_of(recipe_of("secure").pipeline).residues(r.deltas, n, Context(0, 0, who, who))
+        for masked in vectors:
+            assert not (masked.view(np.uint32) == plain[k]).any()
+    assert {name for name, _ in records} <= {"client", "secure", "reply"}
+    assert all(len(r["said"]) < 6000 for name, r in records if name == "secure")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+def test_a_demo_that_is_interrupted_leaves_nothing_behind(how, tmp_path):
+    folder = tmp_path / "demo"
+    words = ["-m", "fedlearn.flower", "demo", "--folder", str(folder)]
+    process = subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "SuperLink on" in line:
+            os.kill(process.pid, how)
+    assert process.wait(LONG) in (130, 143), said
+    running = subprocess.run(["ps", "-Ao", "args"], capture_output=True, text=True, check=True)
+    assert str(folder) not in running.stdout
+    assert (folder / "logs" / "link.log").exists(), "the folder that was asked for is kept"
+    assert "Traceback" not in "".join(said)
+
+
+def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="folder must be empty"), Local([{}], folder=tmp_path):
+        pass
+    assert [f.name for f in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_error_at_the_start_ends_what_was_started(tmp_path):
+    local = Local([{}], folder=tmp_path / "a")
+    local.start_link = lambda: (
+        local._start("link", "flower-superlink", "--no-such-option")
+        or (local.until(lambda: False, "what never comes"))
+    )
+    with pytest.raises(RuntimeError, match="link has ended before what never comes"), local:
+        pass
+    assert not local.processes

@@ -33,7 +33,7 @@ ONLY = {  # who may import it, at the top of a file or inside a function
     "torchvision": {"data", "skew"},
     "platformdirs": {"data"},
     "dp_accounting": {"privacy"},
-    "cryptography": {"privacy", "vertical"},
+    "cryptography": {"privacy", "vertical", "flower"},
     "Crypto": {"privacy"},
 }
 HEAVY = set(ONLY) | {"tqdm", "scipy", "pandas"}  # none of it at import

@@ -78,14 +78,17 @@ def main(words: list[str] | None = None) -> None:
     keys.add_argument("--host", nargs="+", default=list(HERE), help="as nodes reach the SuperLink")
     keys.set_defaults(act=lambda a: print(make_keys(a.folder, a.clients, a.host)))
     args = parser.parse_args(words)
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(number, _stopped)
+    numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    before = {number: signal.signal(number, _stopped) for number in numbers}
     try:
         args.act(args)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (ValueError, RuntimeError, OSError) as e:
         raise SystemExit(f"{parser.prog}: {e}") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

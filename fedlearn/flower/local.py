@@ -126,8 +126,13 @@ class Local:
         self.until(lambda: _answers(self._ports["link"]), "the SuperLink answers")
         self.start_executor("link")
 
-    def start_node(self, k: int, **other: str) -> None:
-        """Start the node of client k, or start it again; options by name go beside its own."""
+    def start_node(self, k: int) -> None:
+        """Start the node of client k, or start it again."""
+        self._start(f"node-{k}", *self.node_command(k))
+        self.start_executor(f"node-{k}")
+
+    def node_command(self, k: int, **other: str) -> list[str]:
+        """The command of client k's node; other options by name go in the place of its own."""
         own = {"identity": self.keys / f"identity-{k}", "directory": self.keys / "directory.json"}
         config = {"partition-id": k, **{n: str(file) for n, file in own.items()}}
         config |= self.node_configs[k]
@@ -139,9 +144,7 @@ class Local:
             **{name.replace("_", "-"): value for name, value in other.items()},
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        name = f"node-{k}"
-        self._start(name, "flower-supernode", *self._served(name), *words)
-        self.start_executor(name)
+        return ["flower-supernode", *self._served(f"node-{k}"), *words]
 
     def start_executor(self, name: str) -> None:
         """Start the SuperExec of the SuperLink or of a node: it starts the apps."""
@@ -164,9 +167,10 @@ class Local:
             *("--superexec-auth-secret-file", str(self.keys / "superexec")),
         ]
 
-    def joined(self, k: int) -> None:
-        """Wait until the node of client k has joined."""
-        self.until(lambda: "SuperNode ID" in self.log(f"node-{k}"), f"node {k} joins")
+    def joined(self, k: int, times: int = 1) -> None:
+        """Wait until the node of client k has joined, so often since the beginning."""
+        there = lambda: self.log(f"node-{k}").count("SuperNode ID") >= times
+        self.until(there, f"node {k} joins")
 
     def kill(self, *names: str) -> None:
         """``kill -9``, with all that they have started; nothing is tidied up."""
@@ -251,12 +255,7 @@ class Local:
         """Start a run of an app's folder, with some of its configuration. -> the run's id"""
         file = self.folder / "run.toml"
         file.write_text("\n".join(map(_toml, config.items())))
-        folder, words = str(place(app).resolve()), ("-c", str(file))
-        return str(self.flwr_run(folder, words)["run-id"])
-
-    def flwr_run(self, folder: str, words: tuple[str, ...]) -> Any:
-        """``flwr run FOLDER local``, whose options come last."""
-        return self.flwr("run", *words, folder)
+        return str(self.flwr("run", "-c", str(file), str(place(app).resolve()))["run-id"])
 
     def lines(self, run: str) -> Iterator[str]:
         """What the run's ServerApp prints, line by line, until it ends."""
