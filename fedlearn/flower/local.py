@@ -227,7 +227,7 @@ class Local:
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # a second, else
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.4",  # a second, else
             "OMP_NUM_THREADS": "1",  # many processes share the cores
             "PATH": scripts,
             "NO_PROXY": here,
