@@ -83,7 +83,7 @@ def secure_mean(
     name = f"{bound:g}, {total}"
     return (
         Rowwise(f"mask({name})", mask, private=True, plain=True),
-        Reduce("sum mod 2**32", add, plain=True),
+        Reduce("sum mod 2**32", add, plain=True, fold=add),
         After("unmask()", reveal, plain=True),
     )
 
