@@ -21,7 +21,7 @@ SYMBOL = re.compile(r"\$([^$]+)\$")
 CODE = re.compile(r"`([^`]+)`")
 BOLD = re.compile(r"\*\*([^*]+)\*\*")
 GIVEN_UP = {  # what a lesson may not write in a formula any more, and what stands for it
-    r"(?<![A-Za-z\\{])E\[": r"\mathbb E: E counts epochs",
+    r"(?<!mathbb )(?<![A-Za-z\\{])E\[": r"\mathbb E: E counts epochs",
     r"(?<![A-Za-z\\])S_t": r"\mathcal C_t: S is the clip",
     r"\\epsilon": r"\kappa for an attack's strength, \varepsilon for privacy",
     r"(?<![A-Za-z\\])q_\{?[kc]": "P_k(c): q is the chance to be in a cohort",
