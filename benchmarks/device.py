@@ -3,9 +3,9 @@
     python benchmarks/device.py           # a CUDA device; prints, and writes benchmarks/device.md
     python benchmarks/device.py cpu       # the script itself, where there is none; writes nothing
 
-First ``tests/test_device.py`` (every method, rule, stage and attack, in float64, against the CPU's
-bits to ten digits), then a round of McMahan's 2NN and of a small CNN here and there, in float32, the
-two taking turns.
+First ``tests/test_device.py`` (every method, rule, stage and attack, in float64, against the CPU to
+ten digits), then a round of McMahan's 2NN and of a small CNN here and there, in float32, the two
+taking turns.
 """
 
 from __future__ import annotations
