@@ -119,7 +119,9 @@ def test_a_lesson_links_to_the_notation(path):
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_a_lesson_writes_no_letter_that_was_given_up(path):
     math = " ".join(re.findall(r"\$\$.+?\$\$|\$[^$]+\$", words_of(path), re.DOTALL))
-    found = [f"{m[0]}: write {now}" for old, now in GIVEN_UP.items() for m in re.finditer(old, math)]
+    found = [
+        f"{m[0]}: write {now}" for old, now in GIVEN_UP.items() for m in re.finditer(old, math)
+    ]
     assert found == []
 
 
@@ -142,7 +144,9 @@ def test_the_table_of_the_course_has_the_letters_that_had_several_meanings():
     ],
 )
 def test_a_table_that_disagrees_is_noticed(row, complaint):
-    wrong = disagreements(f"words\n\n| symbol | in words | in code |\n|---|---|---|\n{row}\n", KNOWN)
+    wrong = disagreements(
+        f"words\n\n| symbol | in words | in code |\n|---|---|---|\n{row}\n", KNOWN
+    )
     assert wrong == [] if complaint is None else complaint in "; ".join(wrong)
 
 
