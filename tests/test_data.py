@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import http.client
+import itertools
+import math
 import operator
 import os
 import socket
@@ -61,6 +64,58 @@ def test_digits_are_the_real_ones():
     want = np.concatenate([real.data, real.target[:, None]], 1)
     assert sorted(map(tuple, got)) == sorted(map(tuple, want))
     assert d.shape == (8, 8)
+
+
+FORMS = [0, 130, 256, 386, 516, 646, 776, 906, 1029, 1157, 1287, 1415, 1545, 1667]  # by eye
+
+
+def test_a_digit_knows_the_form_it_was_written_on():
+    """Against scikit-learn's order, cut by hand where the form's text begins anew."""
+    from sklearn.datasets import load_digits
+
+    d, real = load("digits"), load_digits()
+    assert d.group.dtype == torch.int64 and d.group.shape == d.y.shape
+    form = np.repeat(np.arange(14), np.diff([*FORMS, 1797]))
+    want = {(*row, form[i]) for i, row in enumerate(real.data)}
+    got = torch.cat(
+        [torch.cat([d.x, d.x_test]) * 16, torch.cat([d.group, d.group_test])[:, None]], 1
+    )
+    assert len(want) == len(real.data) and set(map(tuple, got.numpy())) == want
+    again = load("digits", seed=5)
+    assert torch.equal(again.group.bincount() + again.group_test.bincount(),
+                       torch.tensor(np.bincount(form)))  # fmt: skip
+
+
+def test_each_form_asks_for_the_same_digits():
+    """The text of the form, 130 digits; a few are missing here and there, and two are exchanged."""
+    from sklearn.datasets import load_digits
+
+    label = "".join(map(str, load_digits().target))
+    texts = [label[a:b] for a, b in itertools.pairwise([*FORMS, None])]
+    whole = texts[0]
+    assert len(whole) == 130 and whole.startswith("0123456789" * 3) and texts.count(whole) >= 7
+    for text in texts:
+        common = sum(m.size for m in difflib.SequenceMatcher(None, whole, text, False)
+                     .get_matching_blocks())  # fmt: skip
+        assert len(text) - common <= 2 and len(whole) - common <= 10
+
+
+def test_a_form_is_a_hand_of_its_own():
+    """Within a class, a digit's neighbour is by the same form far more often than chance."""
+    d = load("digits")
+    x, y, form = torch.cat([d.x, d.x_test]), torch.cat([d.y, d.y_test]), torch.cat(
+        [d.group, d.group_test])  # fmt: skip
+    hits = []
+    for c in range(10):
+        own = y == c
+        apart = torch.cdist(x[own], x[own]).fill_diagonal_(math.inf)
+        hits += (form[own][apart.argmin(1)] == form[own]).tolist()
+    assert np.mean(hits) > 0.45  # chance: 12 of 129, 0.09
+
+
+def test_data_without_natural_clients_say_none():
+    for name in SMALL.keys() - {"digits"}:
+        assert load(name).group is None and load(name).group_test is None
 
 
 def test_the_split_follows_the_seed():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from fedlearn.diagnostics import (
     jensen_shannon,
     label_distance,
     quadratics,
+    tail,
     weight_divergence,
 )
 
@@ -51,6 +54,28 @@ def test_gini_is_the_mean_difference_over_twice_the_mean():
     assert gini(n) == pytest.approx(plain)
     assert gini(n[::-1]) == pytest.approx(plain)
     assert gini([0] * 9 + [5]) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.25, 0.3, 0.5, 0.77, 1.0, 1])
+def test_tail_is_the_mean_below_the_quantile(share):
+    """Rockafellar and Uryasev: the highest of z - E[max(z - v, 0)] / share, at a value."""
+    for N in (1, 7, 10, 23):
+        v = np.random.default_rng(N).normal(size=N)
+        best = max(z - np.maximum(z - v, 0).mean() / share for z in v)
+        assert tail(v, share) == pytest.approx(best)
+        assert tail(v[::-1], share) == pytest.approx(best)
+
+
+def test_tail_of_a_whole_tenth_is_the_plain_mean_of_the_worst():
+    v = np.random.default_rng(0).uniform(size=40)
+    assert tail(v) == pytest.approx(np.sort(v)[:4].mean())
+    assert tail(v, 1e-9) == v.min() and tail(v, 1.0) == pytest.approx(v.mean())
+    assert tail(torch.tensor([0.5, 1.0]), 0.5) == 0.5
+
+
+def test_tail_leaves_out_clients_without_a_test_example():
+    v = np.ma.masked_array([0.9, 0.0, 0.7, np.nan], [False, True, False, True])
+    assert tail(v, 0.5) == 0.7 and tail(v, 1.0) == pytest.approx(0.8)
 
 
 def test_gradient_dissimilarity_of_two_quadratics_is_the_formula():
@@ -166,6 +191,12 @@ def test_local_paths_end_where_the_contraction_says_and_the_limits_hold():
         lambda: label_distance(np.array([1, 2])),
         lambda: gini([]),
         lambda: gini([0, 0]),
+        lambda: tail([]),
+        lambda: tail([0.5, math.nan]),
+        lambda: tail(np.ma.masked_all(3)),
+        lambda: tail([0.5], 0),
+        lambda: tail([0.5], 1.01),
+        lambda: tail([0.5], math.nan),
         lambda: drift(torch.ones(2, 3), torch.ones(2)),
         lambda: cosines(torch.ones(3), torch.ones(3) / 3),
         lambda: weight_divergence(torch.ones(2), torch.zeros(2)),

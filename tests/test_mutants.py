@@ -343,7 +343,7 @@ DEFAULTS = {
     partition.shards: {"per_client": 2},
     partition.labels_per_client: {"labels_each": 2},
     partition.label_and_quantity: {"size_alpha": 1.0},
-    partition.by_attribute: {"n_clients": None},
+    partition.by_attribute: {"n_clients": None, "rng": None},
     adaptive_clip: {"quantile": 0.5, "lr": 0.2, "start": 0.1, "bit_noise": None},
     secure_mean: {"bits": None, "threshold": None},
     secure_sum: {"threshold": None, "dropped": None, "round": 0, "code": None},

@@ -170,7 +170,8 @@ def impossible(p, s, how="error"):
     unit = s.feature not in ("noise", "brightness") or s.dataset != "toy"
     C = {"digits": 10, "breast_cancer": 2}.get(s.dataset, 3)
     labels = s.partition != "labels_per_client" or s.labels_each <= C <= s.clients * s.labels_each
-    if pictures and unit and labels:
+    grouped = s.partition != "by_attribute" or s.dataset == "digits"
+    if pictures and unit and labels and grouped:
         return False
     if how == "error":
         assert p.engine.state == "error" and "e.g." in p.status.error

@@ -151,6 +151,40 @@ def test_clients_are_called_by_their_values():
     assert partition.iid(TEN, 5, numpy_rng(0)).names is None
 
 
+@settings(max_examples=80)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.data(), st.integers(0, 99))
+def test_more_clients_than_values_share_one_and_never_two(often, more, seed):
+    """Seats go one by one to the value with most examples a client: D'Hondt, written anew."""
+    attribute = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(often)), often))
+    N = more.draw(st.integers(len(often), sum(often)))
+    parts = partition.by_attribute(attribute, N, numpy_rng(seed))
+    check_every_example_once(parts, len(attribute), N)
+    owns = [set(attribute[p].tolist()) for p in parts]
+    assert all(len(values) == 1 for values in owns)
+    clients = np.bincount([v for values in owns for v in values])
+    for v, n in enumerate(often):
+        sizes = [len(p) for p, values in zip(parts, owns) if v in values]
+        assert max(sizes) - min(sizes) <= 1
+        for u, m in enumerate(clients):  # no seat would do better elsewhere
+            assert m == 1 or often[u] / (m - 1) >= n / clients[v] - 1e-9
+    again = partition.by_attribute(attribute, N, numpy_rng(seed))
+    assert all(map(np.array_equal, parts, again)) and parts.names == again.names
+
+
+def test_the_examples_of_a_shared_value_are_dealt_out_by_chance():
+    one, other = (partition.by_attribute([0] * 40, 2, numpy_rng(s))[0].tolist() for s in (0, 1))
+    assert one != other and one != list(range(20))
+
+
+def test_more_clients_than_values_need_a_generator_and_examples():
+    with pytest.raises(ValueError, match=r"as many values, got 2, e\.g\. n_clients=2, or rng="):
+        partition.by_attribute(["a", "b", "b"], 3)
+    with pytest.raises(ValueError, match=r"an example each, got 3, e\.g\. n_clients=3"):
+        partition.by_attribute(["a", "b", "b"], 4, numpy_rng(0))
+    parts = partition.by_attribute(["a", "b", "b"], 3, numpy_rng(0))
+    assert parts.names == ("a", "b 1/2", "b 2/2")
+
+
 # -- match: the test set cut as the training set is ------------------------------------------------
 
 

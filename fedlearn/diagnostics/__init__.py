@@ -12,6 +12,7 @@ from .measures import (
     gradient_dissimilarity,
     jensen_shannon,
     label_distance,
+    tail,
     weight_divergence,
 )
 from .recipes import describe, differences
@@ -19,5 +20,5 @@ from .recipes import describe, differences
 __all__ = [
     "client_gradients", "client_metrics", "cosines", "describe", "differences", "drift",
     "effective_classes", "evaluator", "gini", "gradient_dissimilarity", "jensen_shannon",
-    "label_distance", "quadratics", "weight_divergence",
+    "label_distance", "quadratics", "tail", "weight_divergence",
 ]  # fmt: skip

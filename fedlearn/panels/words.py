@@ -38,6 +38,7 @@ NAMES = {
     "quantity": "sizes only",
     "dirichlet_label": "Dirichlet by label",
     "dirichlet_client": "Dirichlet by client",
+    "by_attribute": "by form",
     "mnist": "MNIST",
     "fashion_mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",

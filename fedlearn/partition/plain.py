@@ -128,21 +128,30 @@ def quantity(labels: np.ndarray, n_clients: int, rng: np.random.Generator, alpha
     return _top_up(owner, n_clients, rng, 1)
 
 
-def by_attribute(attribute: np.ndarray, n_clients: int | None = None) -> Parts:
+def by_attribute(
+    attribute: np.ndarray, n_clients: int | None = None, rng: np.random.Generator | None = None
+) -> Parts:
     """Split by something the data have anyway: the writer, the clinic, the age group.
 
     With as many clients as values, one client a value. With fewer, the values are sorted and cut
-    into N runs of about equal size; a value is never split. ``names`` are the values, or the first
-    and the last of a run. The test set is cut alike by :func:`match`.
+    into N runs of about equal size; a value is never split. With more, and a generator, the
+    examples of one value are dealt to several clients, who then differ by chance alone: each
+    further client goes to the value whose clients hold most. ``names`` are the values, the first
+    and the last of a run, or ``a 1/2`` for one of two who share a. The test set is cut alike by
+    :func:`match`.
 
     Args:
         attribute: (n,) value of every example, none missing, else ValueError.
-        n_clients: N; None for one client a value. ValueError if there are fewer values.
+        n_clients: N; None for one client a value. ValueError if there are fewer values and no
+            generator, or fewer examples.
+        rng: Deals the examples of a value that has several clients; not used where none has.
 
     Example:
         >>> parts = by_attribute(np.array(["b", "a", "b", "c"]))
         >>> parts, parts.names
         ([array([1]), array([0, 2]), array([3])], ('a', 'b', 'c'))
+        >>> by_attribute(np.array(["b", "a", "b"]), 3, np.random.default_rng(0)).names
+        ('a', 'b 1/2', 'b 2/2')
 
     Reference:
         Caldas et al., 2018, "LEAF: a benchmark for federated settings" (writers of FEMNIST).
@@ -151,10 +160,7 @@ def by_attribute(attribute: np.ndarray, n_clients: int | None = None) -> Parts:
     N = len(values) if n_clients is None else n_clients
     whole("by_attribute", "n_clients", N)
     if N > len(values):
-        raise ValueError(
-            f"by_attribute: {N} clients need as many values, got {len(values)}, "
-            f"e.g. n_clients={len(values)}"
-        )
+        return _shared(values, owner, N, rng)
     ends = np.cumsum(np.bincount(owner))
     cuts = np.searchsorted(ends, len(owner) * np.arange(1, N) / N) + 1
     at_least = np.maximum.accumulate(cuts - np.arange(N - 1)) + np.arange(N - 1)  # no empty run
@@ -163,6 +169,28 @@ def by_attribute(attribute: np.ndarray, n_clients: int | None = None) -> Parts:
     runs = [(v[0], v[-1]) for v in np.split(values, cuts)]
     names = [str(a) if a == b else f"{a}..{b}" for a, b in runs]
     return Parts([np.flatnonzero(group == k) for k in range(N)], names=names)
+
+
+def _shared(
+    values: np.ndarray, owner: np.ndarray, N: int, rng: np.random.Generator | None
+) -> Parts:
+    """More clients than values: some values have several."""
+    if rng is None or N > len(owner):
+        need, most = ("an example each", len(owner)) if rng else ("as many values", len(values))
+        more = "" if rng else f", or rng=numpy_rng(0, Use.PARTITION) for up to {len(owner)}"
+        raise ValueError(
+            f"by_attribute: {N} clients need {need}, got {most}, e.g. n_clients={most}{more}"
+        )
+    size, clients = np.bincount(owner), np.ones(len(values), int)
+    for _ in range(N - len(values)):
+        clients[(size / clients).argmax()] += 1
+    parts: list[np.ndarray] = []
+    names: list[str] = []
+    for v, (value, m) in enumerate(zip(values, clients)):
+        own = rng.permutation(np.flatnonzero(owner == v))
+        parts += map(np.sort, np.array_split(own, m))
+        names += [f"{value} {i}/{m}" if m > 1 else str(value) for i in range(1, m + 1)]
+    return Parts(parts, names=names)
 
 
 def match(

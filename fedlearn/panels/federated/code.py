@@ -15,7 +15,7 @@ from fedlearn.rng import Use, numpy_rng
 
 d = data.load({dataset!r})
 rng = numpy_rng({seed}, Use.PARTITION)
-parts = partition.{partition}(d.y.numpy(), {clients}, rng{split})
+parts = partition.{partition}({by}, {clients}, rng{split})
 {seen}task = model.{task}
 method = {made}
 recipe = Recipe(method, task.theta0, {rule}batch={batch}, epochs={epochs}, seed={seed})
@@ -24,6 +24,7 @@ test = model.evaluator(task, d.x_test, d.y_test)
 history = collect(federate(clients, rounds={rounds}, cohort={cohort}, evaluate=test))
 print(history["loss"][-1], history["accuracy"][-1])
 """
+_BY = {"by_attribute": "d.group"}  # the others look at the labels
 # Feature or concept skew: the line before ``task``, with x or y in place of d.x or d.y.
 _SEEN = {
     "none": "",
@@ -52,7 +53,8 @@ def code(s: Settings) -> str:
     shape = f"{n_in}, {d.classes}" if linear else f"{n_in}, {HIDDEN}, {d.classes}, seed={s.seed}"
     a, numbers = s.amount, s.feature in ("rotation", "noise", "brightness")
     return _RUN.format(
-        **values, split=_given(split_arguments(s)), made=_method(s),
+        **values, by=_BY.get(s.partition, "d.y.numpy()"),
+        split=_given(split_arguments(s)), made=_method(s),
         task=f"{'softmax_regression' if linear else 'mlp'}({shape})",
         seen=_SEEN[s.feature].format(**values, low=-90 * a, high=90 * a, dark=1 - a),
         imports=("import numpy as np\n\n" if numbers else "") + brought(s),

@@ -58,7 +58,8 @@ def setup(s: Settings) -> Setup:
     d = load(s.dataset)
     split = getattr(partition, s.partition)
     draw = numpy_rng(s.seed, Use.PARTITION)
-    parts = split(d.y.numpy(), s.clients, draw, **split_arguments(s))
+    by = _groups(s, d) if s.partition == "by_attribute" else d.y.numpy()
+    parts = split(by, s.clients, draw, **split_arguments(s))
     n_in = d.x[0].numel()
     if s.model == "mlp":
         task = model.mlp(n_in, HIDDEN, d.classes, seed=s.seed)
@@ -70,6 +71,15 @@ def setup(s: Settings) -> Setup:
     recipe = Recipe(method, task.theta0, pipeline, batch=batch, epochs=epochs, seed=s.seed)
     x, y = _as_seen(s, d, parts)
     return Setup(d, x, y, parts, task, recipe, model.evaluator(task, d.x_test, d.y_test))
+
+
+def _groups(s: Settings, d: data.Dataset) -> np.ndarray:
+    if d.group is None:
+        raise ValueError(
+            f"panel: partition='by_attribute' needs data with natural clients, {s.dataset} has "
+            "none, e.g. dataset='digits' or partition='iid'"
+        )
+    return d.group.numpy()
 
 
 def _as_seen(s: Settings, d: data.Dataset, parts: partition.Parts) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ PARTITIONS = {  # and the setting that is its skew
     "labels_per_client": "labels_each",
     "quantity": "alpha",
     "label_and_quantity": "alpha",
+    "by_attribute": None,
 }
 FEATURES = ("none", "rotation", "noise", "brightness", "label_swap")
 METHODS: dict[str, tuple[str, ...]] = {  # and the settings that each has beside the clients' lr
@@ -58,7 +59,8 @@ class Settings:
             ``cifar10``.
         model: ``softmax`` (regression) or ``mlp`` (one hidden layer of 32).
         clients: N.
-        partition: A function of :mod:`fedlearn.partition`, by name.
+        partition: A function of :mod:`fedlearn.partition`, by name; ``by_attribute`` is the split
+            that the data come with: the forms that the digits were written on.
         alpha: Concentration of the Dirichlet splits.
         labels_each: Labels of a client under ``labels_per_client``.
         shards_each: Shards of a client under ``shards``.
