@@ -63,9 +63,9 @@ def drivers(
     x = skew.rotate(x, held, np.where(kind == 3, 25.0, 0.0).tolist(), digits.shape)
     y, y_test = digits.y[np.concatenate(parts)], digits.y_test.repeat(4)
     about = "a proxy: UCI's digits as road signs, weather and rarity made up"
-    group = np.repeat(kind, [*map(len, held)])
+    group = torch.from_numpy(np.repeat(kind, [*map(len, held)]))
     out = Dataset(x[:n], y, x[n:], y_test, 10, "drivers", digits.shape, about)
-    return out, held[:n_clients]
+    return out._replace(group=group[:n], group_test=group[n:]), held[:n_clients]
 
 
 def machines(n_clients: int = 12, seed: int = 0) -> tuple[Dataset, list[np.ndarray]]:
@@ -113,18 +113,19 @@ def machines(n_clients: int = 12, seed: int = 0) -> tuple[Dataset, list[np.ndarr
     seen = [[0] * 60 + [1 + k % 4] * (20 * (k % 4 < 3)) for k in range(n_clients)]
     tests = [0, 1, 2, 3] * 25
     x = [_rotor(np.array(own + tests), numpy_rng(seed, Use.TOY, k)) for k, own in enumerate(seen)]
-    tensor = lambda rows: torch.from_numpy(np.concatenate(rows))
-    sizes = [*map(len, seen)]
-    return Dataset(
-        tensor([v[:n].astype(np.float32) for v, n in zip(x, sizes, strict=True)]),
-        tensor(seen).long(),
-        tensor([v[n:].astype(np.float32) for v, n in zip(x, sizes, strict=True)]),
+    sizes, about = [*map(len, seen)], "a simulation: vibration of rotors, healthy or with a fault"
+    join = lambda rows: torch.from_numpy(np.concatenate(rows).astype(np.float32))
+    rotor = torch.arange(n_clients)
+    out = Dataset(
+        join([v[:n] for v, n in zip(x, sizes, strict=True)]),
+        torch.tensor([state for own in seen for state in own]),
+        join([v[n:] for v, n in zip(x, sizes, strict=True)]),
         torch.tensor(tests * n_clients),
-        4,
-        "machines",
-        (),
-        "a simulation: vibration of rotors, healthy and with three faults",
-    ), np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+        *(4, "machines", (), about),
+        group=rotor.repeat_interleave(torch.tensor(sizes)),
+        group_test=rotor.repeat_interleave(len(tests)),
+    )
+    return out, np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
 
 
 def _rotor(state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
