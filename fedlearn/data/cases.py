@@ -27,8 +27,8 @@ def drivers(
 
     Args:
         n_clients: Cars N, a multiple of 4 of at most 400, else ValueError.
-        holders: How many of them saw the rare sign, from 0 to N and as far as there are 8s (ten
-            cars), else ValueError. It moves no other picture.
+        holders: How many of them saw the rare sign, from 0 to N and as long as there are 8s (for
+            ten cars, or eleven), else ValueError. It moves no other picture.
         seed: Of all draws: the training/test split, who drives where, who holds what, the fog.
 
     Returns:
