@@ -19,7 +19,7 @@ ROOMS = (
     *("data", "module", "skew", "partition", "federated_optimizer", "diagnostics", "plots"),
     *("fleet", "asynchronous", "flower", "attacks", "privacy", "personal", "vertical", "panels"),
 )
-LIMITS = {"core": (3_420, 1_560), "all": (16_500, None)}  # lines, lines of code
+LIMITS = {"core": (3_420, 1_560), "all": (16_900, None)}  # lines, lines of code
 QUIET = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 QUIET |= {tokenize.ENDMARKER}
 PRAGMA = re.compile(r"\s*# (type: ignore|noqa).*")  # ruff does not count it either
