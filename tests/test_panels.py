@@ -602,6 +602,20 @@ def test_the_code_of_a_feature_skew_makes_the_same_run(feature):
     assert max(map(len, code(s).split("\n"))) < 100
 
 
+@pytest.mark.parametrize("clients", [5, 14, 20])
+def test_the_split_by_form_is_the_one_of_the_package_and_its_code_says_so(clients):
+    s = Settings(clients=clients, partition="by_attribute", rounds=2, epochs=1, seed=3)
+    made = setup(s)
+    forms = [set(made.data.group[own].tolist()) for own in made.parts]
+    assert all(len(own) == 1 for own in forms) == (clients >= 14)
+    *_, last = frames(s)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(code(s), {})
+    assert said.getvalue().split() == [str(last["loss"]), str(last["accuracy"])]
+    assert "by_attribute(d.group, " in code(s) and s.split_words() == "by form split"
+
+
 def test_clients_are_asked_about_what_they_see_and_say():
     """Half of the clients swap 0 and 1: a model of their own world is right in it."""
     s = Settings(clients=2, feature="label_swap", amount=0.5, cohort=1, rounds=20, partition="iid")
