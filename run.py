@@ -61,7 +61,8 @@ KEPT = re.compile(
 
 CORES = ["-n", "logical", "--maxprocesses", "8", "--dist", "worksteal"]  # each holds PyTorch
 FEW = ["-n", "auto", "--maxprocesses", "4", "--maxschedchunk", "1"]  # each holds a browser
-NOT_UNIT = ["--ignore=tests/browser", "--ignore=tests/test_notebooks.py"]
+APART = ("browser", "deployed", "test_notebooks.py")
+NOT_UNIT = [f"--ignore=tests/{name}" for name in APART]
 UNIT = ["-m", "pytest", "fedlearn", "tests", "--doctest-modules", *NOT_UNIT]
 ALONE = ["-m", "pytest", "tests", *NOT_UNIT]  # they measure time: nothing else runs
 BROWSER = ["-m", "pytest", "tests/browser"]
@@ -71,6 +72,9 @@ PARTS = {  # name: what .venv's Python is given, one command after the other
     "unit": [[*UNIT, "-m", "not alone", *CORES], [*ALONE, "-m", "alone"]],
     "notebooks": [["-m", "pytest", "tests/test_notebooks.py"]],
     "browser": [[*BROWSER, "-m", "alone"], [*BROWSER, "-m", "not alone", *FEW]],
+}
+ASKED = {  # parts that run only when they are named
+    "deployed": [["-m", "pytest", "tests/deployed"]],  # processes over Flower: two minutes
 }
 FAST = {  # for whoever is writing code
     "lint": PARTS["lint"],
@@ -524,8 +528,8 @@ def free_port() -> int:
 def test(names: list, fast: bool = False, *cpu: str) -> int:
     """Run the parts one after the other; a failing one does not keep the others from running."""
     prepare("lab", "test", *cpu)
-    results, table, parts = [], [], FAST if fast else PARTS
-    for name in names or parts:
+    results, table, parts = [], [], FAST if fast else {**PARTS, **ASKED}
+    for name in names or (FAST if fast else PARTS):
         say(f"\n=== {name} ===")
         start = time.monotonic()
         results.append(browser_part() if name == "browser" else run_part(parts[name]))
@@ -581,9 +585,10 @@ def port_number(text: str) -> int:
 
 
 def part_name(text: str) -> str:
-    """One of PARTS."""
-    if text not in PARTS:
-        raise argparse.ArgumentTypeError(f"there is no part {text}, only {', '.join(PARTS)}")
+    """One of PARTS, or of those that are asked for."""
+    if text not in {**PARTS, **ASKED}:
+        known = ", ".join([*PARTS, *ASKED])
+        raise argparse.ArgumentTypeError(f"there is no part {text}, only {known}")
     return text
 
 
@@ -595,7 +600,7 @@ def main(words: list | None = None) -> int:
     command.add_argument("--no-browser", action="store_true", help="only print the address")
     command.add_argument("--port", type=port_number, help="listen here; 0 takes any free port")
     command = commands.add_parser("test", help="run every check, or only the parts named")
-    command.add_argument("parts", nargs="*", type=part_name, help=", ".join(PARTS))
+    command.add_argument("parts", nargs="*", type=part_name, help=", ".join([*PARTS, *ASKED]))
     text = f"only what is done in two minutes: {', '.join(FAST)} without the slow tests"
     command.add_argument("--fast", action="store_true", help=text)
     for command in commands.choices.values():

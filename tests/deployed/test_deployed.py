@@ -30,7 +30,7 @@ from fedlearn.flower.local import Local, _script, free_ports
 from fedlearn.privacy.secure_aggregation.stages import desk_of
 from fedlearn.transform import Context
 
-APP = Path(__file__).parents[1] / "examples" / "flower"
+APP = Path(__file__).parents[2] / "examples" / "flower"
 ROUNDS = 2
 LONG = 300.0  # seconds: nothing waits so long unless it hangs
 SPY = '''
