@@ -11,6 +11,7 @@ straight lines through the logarithms: 1 is proportional, 0 is free.
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 import statistics
@@ -124,7 +125,9 @@ def main() -> None:
         print("\n".join(text[-8:]), flush=True)
     axes[0].legend()
     fig.tight_layout()
-    fig.savefig(HERE / "scale.png", dpi=80)
+    out = io.BytesIO()
+    fig.savefig(out, dpi=80, format="png")
+    write_whole(HERE / "scale.png", out.getvalue())
     beside = [
         (1_000, 60, TWO_NN, 1, 1, "fedavg"),
         (1_000, 60, TWO_NN, 1, 2, "fedavg"),

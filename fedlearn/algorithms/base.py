@@ -70,8 +70,8 @@ def payload(reply: Reply, pipeline: Pipeline) -> int:
 
     Of the update, what the pipeline's stages leave of it: whole bytes, the last one filled up.
     """
-    more = nbytes({k: v for k, v in reply.items() if k not in NOT_SENT | {"delta"}})
-    return more // max(len(reply["delta"]), 1) - -pipeline.wire(reply["delta"]).bits // 8
+    K, more = len(reply["delta"]), {k: reply[k] for k in reply.keys() - NOT_SENT - {"delta"}}
+    return nbytes(more) // K - -pipeline.wire(reply["delta"]).bits // 8 if K else 0
 
 
 def broadcast(algorithm: Algorithm, message: Message, t: int) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import check, whole
-from ..partition.files import place
+from ..partition.files import place, write_whole
 from .keys import make_keys
 
 HOST = "127.0.0.1"
@@ -102,7 +102,7 @@ class Local:
         self.address = f"{HOST}:{self._ports['link']}"
         to = {"address": self.address, "root-certificates": str(self.keys / "ca.crt")}
         lines = ["[superlink]", 'default = "local"', "[superlink.local]", *map(_toml, to.items())]
-        (self.folder / "home" / "config.toml").write_text("\n".join(lines))
+        write_whole(self.folder / "home" / "config.toml", "\n".join(lines).encode())
         self.start_link()
         self.say(f"SuperLink on {self.address}, TLS")
         for k in range(N):
