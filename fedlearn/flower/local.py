@@ -254,7 +254,7 @@ class Local:
     def run(self, app: str | Path, config: Mapping[str, Any]) -> str:
         """Start a run of an app's folder, with some of its configuration. -> the run's id"""
         file = self.folder / "run.toml"
-        file.write_text("\n".join(map(_toml, config.items())))
+        write_whole(file, "\n".join(map(_toml, config.items())).encode())
         return str(self.flwr("run", "-c", str(file), str(place(app).resolve()))["run-id"])
 
     def lines(self, run: str) -> Iterator[str]:
