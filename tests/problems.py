@@ -78,7 +78,7 @@ METHODS: dict[str, Callable[[Task], Algorithm]] = {
     "feddyn": lambda task: algorithms.feddyn(task, lr=0.2, alpha=0.5, n_total=240),
     "fedsam": lambda task: algorithms.fedsam(task, lr=0.3, rho=0.1),
     "moon": lambda task: algorithms.moon(task, 0.3, hidden, mu=1.0, temperature=0.5),
-    "feddyn of lesson 8": lambda task: _MY_FEDDYN(task, 0.2, alpha=0.5, n_total=240),
+    "feddyn of lesson 8": lambda task: _MY_FEDDYN(task, 0.2, mu=0.5, n_total=240),
     "fedavgm": lambda task: algorithms.fedavgm(task, lr=0.2, beta=0.6),
     "fedadagrad": lambda task: algorithms.fedadagrad(task, lr=0.3, server_lr=0.1),
     "fedadam": lambda task: algorithms.fedadam(task, lr=0.3, server_lr=0.05),

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from fedlearn import batches, data
 from fedlearn.batches import Shards, schedule
 from fedlearn.data import load
+from fedlearn.data.cases import features
 from fedlearn.rng import Use, hashed, numpy_rng
 
 # -- in the wheel ---------------------------------------------------------------------------------
@@ -354,6 +355,146 @@ def test_alpha_moves_all_scores_alike():
 def test_synthetic_refuses(wrong):
     with pytest.raises(ValueError, match=rf"^synthetic: {next(iter(wrong))} must be .*, got "):
         data.synthetic(**{"alpha": 1, "beta": 1, **wrong})
+
+
+# -- cases: cars and machines ---------------------------------------------------------------------
+
+
+def test_two_cars_alone_hold_the_rare_sign():
+    signs, cars = data.drivers()
+    assert len(cars) == 40 and np.array_equal(np.concatenate(cars), np.arange(len(signs.y)))
+    rare = [int((signs.y[own] == 8).sum()) for own in cars]
+    assert rare == [12, 12] + [0] * 38
+    others = [len(own) - r for own, r in zip(cars, rare)]
+    assert max(others) - min(others) == 1
+    assert sum(others) == int((load("digits").y != 8).sum())
+    assert signs.shape == (8, 8) and signs.x.min() >= 0 and signs.x.max() <= 1
+    assert "proxy" in signs.about
+
+
+def test_a_quarter_of_the_cars_drives_in_each_weather():
+    signs, cars = data.drivers(seed=3)
+    weather = [set(signs.group[own].tolist()) for own in cars]
+    assert sorted(weather, key=min) == [{kind} for kind in range(4) for _ in range(10)]
+
+
+def test_cars_see_the_real_digits_through_their_weather():
+    """By day as they are, at night 0.4 as bright; a picture belongs to one car."""
+    (signs, _), digits = data.drivers(seed=2), load("digits", seed=2)
+    real = {tuple(v) for v in digits.x.tolist()}
+    for kind, factor in ((0, 1.0), (1, 0.4)):
+        mine = signs.x[signs.group == kind]
+        bright = {tuple(v) for v in (digits.x * factor).tolist()}
+        assert len(mine) > 300 and {tuple(v) for v in mine.tolist()} <= bright
+    foggy = signs.x[signs.group == 2].tolist()
+    assert not real & {tuple(v) for v in foggy}
+
+
+def test_every_test_sign_is_there_in_each_weather():
+    from fedlearn.skew import rotate
+
+    (signs, _), digits = data.drivers(), load("digits")
+    day, night, fog, tilted = signs.x_test.split(360)
+    assert torch.equal(signs.y_test, digits.y_test.repeat(4))
+    assert signs.group_test.tolist() == [kind for kind in range(4) for _ in range(360)]
+    assert torch.equal(day, digits.x_test) and torch.equal(night, 0.4 * digits.x_test)
+    grey = (day > 0.4) & (day < 0.6)  # two standard deviations from where it is cut
+    assert (fog - day)[grey].mean().abs() < 0.02
+    assert (fog - day)[grey].std().item() == pytest.approx(0.25, rel=0.08)  # cut: a little less
+    assert torch.equal(tilted, rotate(day, [np.arange(360)], [25.0], (8, 8)))
+
+
+def test_who_saw_the_rare_sign_moves_no_other_picture():
+    (none, cars), (ten, _) = data.drivers(holders=0), data.drivers(holders=10)
+    assert not (none.y == 8).any() and int((ten.y == 8).sum()) == 120
+    assert torch.equal(none.x, ten.x[ten.y != 8])  # the fog, too
+    assert torch.equal(none.y, ten.y[ten.y != 8])
+    assert torch.equal(none.x_test, ten.x_test)
+    assert len(cars) == 40 and torch.equal(none.x, data.drivers(holders=0)[0].x)
+    assert not torch.equal(none.x, data.drivers(holders=0, seed=1)[0].x)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n_clients": 0},
+        {"n_clients": 42},
+        {"n_clients": 404},
+        {"n_clients": 40.0},
+        {"holders": -1},
+        {"holders": 12},
+        {"holders": 1.5},
+        {"holders": 5, "n_clients": 4},
+    ],
+    ids=str,
+)
+def test_drivers_refuses(wrong):
+    argument = next(iter(wrong))
+    with pytest.raises(ValueError, match=rf"^drivers: {argument} must be .*, got "):
+        data.drivers(**wrong)
+
+
+def test_machines_hold_health_and_one_fault_at_most():
+    windows, rotors = data.machines()
+    counts = [windows.y[own].bincount(minlength=4).tolist() for own in rotors]
+    want = {0: [60, 20, 0, 0], 1: [60, 0, 20, 0], 2: [60, 0, 0, 20], 3: [60, 0, 0, 0]}
+    assert counts == [want[k % 4] for k in range(12)]
+    assert [windows.group[own].unique().tolist() for own in rotors] == [[k] for k in range(12)]
+    for k in range(12):
+        assert windows.y_test[windows.group_test == k].bincount().tolist() == [25] * 4
+    assert windows.x.dtype == torch.float32 and windows.x.isfinite().all()
+    assert "simulation" in windows.about
+
+
+def test_machines_follow_the_seed_and_no_other_machine():
+    (a, _), (b, _), (c, _) = (data.machines(seed=s) for s in (0, 0, 1))
+    assert torch.equal(a.x, b.x) and torch.equal(a.x_test, b.x_test)
+    assert not torch.equal(a.x, c.x)
+    few, rotors = data.machines(n_clients=3)
+    assert torch.equal(few.x, a.x[: len(few.x)]) and torch.equal(few.x_test, a.x_test[:300])
+    assert [len(own) for own in rotors] == [80, 80, 80]
+
+
+def test_features_of_two_sines_are_those_of_the_formula():
+    """Amplitudes 0.8 at f and 0.3 at 3f: a Hann window's line is a quarter of an amplitude."""
+    t = np.arange(512) / 2560
+    v = 0.8 * np.sin(2 * np.pi * 30 * t) + 0.3 * np.sin(2 * np.pi * 90 * t + 1)
+    rms, kurtosis, crest, one, two, three, low, high = np.exp(features(v[None], 30.0)[0])
+    assert rms == pytest.approx(np.sqrt(0.8**2 / 2 + 0.3**2 / 2), rel=0.01)
+    assert kurtosis == pytest.approx(((v - v.mean()) ** 4).mean() / v.var() ** 2)
+    assert crest == pytest.approx(np.abs(v).max() / rms)
+    assert one == pytest.approx(0.8 / 4, rel=0.01) and three == pytest.approx(0.3 / 4, rel=0.01)
+    assert two < 0.001 and low < 0.001 and high < 0.001
+    ring = 0.5 * np.sin(2 * np.pi * 900 * t)  # a line of 0.125, half of it in two bins beside it
+    assert np.exp(features(ring[None], 30.0)[0, 7]) == pytest.approx(0.25 / 120, rel=0.1)
+
+
+def test_a_gain_shifts_features_and_shapes_none():
+    v = np.random.default_rng(0).normal(size=(5, 512))
+    shift = features(7 * v, 20.0) - features(v, 20.0)
+    want = np.log(7) * np.array([1, 0, 0, 1, 1, 1, 1, 1])
+    assert np.allclose(shift, want, atol=1e-2)
+
+
+def test_faults_show_where_the_formulas_put_them():
+    windows, _ = data.machines(n_clients=40, seed=5)
+    x, of = windows.x_test.double(), windows.group_test
+    mean = lambda state: torch.stack(
+        [x[(of == k) & (windows.y_test == state)].mean(0) for k in range(40)]
+    )
+    healthy, imbalance, bearing, misaligned = map(mean, range(4))
+    v = torch.linspace(0.6, 1.4, 1001, dtype=torch.float64)
+    rise = (imbalance - healthy).mean(0)
+    assert rise[3].item() == pytest.approx(torch.log(1 + 1.2 * v).mean().item(), abs=0.03)
+    assert rise[4:].abs().max() < 0.12  # its neighbours stay
+    assert (bearing - healthy).mean(0)[7] > 0.3 and (misaligned - healthy).mean(0)[4] > 0.5
+    assert (misaligned - healthy).mean(0)[3].abs() < 0.12
+
+
+@pytest.mark.parametrize("wrong", [0, 2.5, True], ids=str)
+def test_machines_refuses(wrong):
+    with pytest.raises(ValueError, match=r"^machines: n_clients must be .*, got "):
+        data.machines(n_clients=wrong)
 
 
 # -- the plan -------------------------------------------------------------------------------------

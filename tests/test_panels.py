@@ -771,6 +771,17 @@ def test_ellipses_are_level_sets():
     assert np.allclose(0.5 * np.einsum("ni,ij,nj->n", xy, A, xy), 0.7)
 
 
+def test_two_dot_pictures_of_one_panel_show_an_array_each():
+    mine, other = Dots(title="alone", key="own"), Dots()
+    frame = {"own": np.array([0.2, 0.4]), "clients": np.array([0.7, 0.9, 0.8])}
+    snapshot = Engine(lambda: [frame], {}, rounds=1).compute()
+    for part in (mine, other):
+        part.show(snapshot)
+    assert np.frombuffer(mine.values, np.float32).tolist() == pytest.approx([0.2, 0.4])
+    assert mine.label == "alone: accuracy of 2 clients, mean 0.30, worst client 0 with 0.20"
+    assert "3 clients, mean 0.80, worst client 0" in other.label
+
+
 def test_static_pictures_are_stable_and_need_no_pyplot(panel):
     p = panel()
     assert png(p.figure()) == png(p.figure())

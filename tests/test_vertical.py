@@ -224,6 +224,16 @@ def test_noise_hides_the_residual_but_not_the_half():
     assert roc_auc_score(y[train], rows_given_away(lab[train], rounds[-1].theta["other"])) > 0.95
 
 
+def test_two_strengths_of_noise_give_nothing_away_by_their_difference():
+    r = torch.linspace(-1, 1, 50)
+    weak, strong = residual_noise(1.0, seed=3)(r, 7), residual_noise(2.0, seed=3)(r, 7)
+    assert (2 * weak - strong - r).abs().max() > 1, (
+        "the same draw would cancel: 2 (r + z) - (r + 2z)"
+    )
+    assert torch.equal(weak, residual_noise(1.0, seed=3)(r, 7))
+    assert residual_noise(1.0)(r[:, None].expand(50, 4), 0).std(0).min() > 0.5
+
+
 def test_label_privacy_is_the_only_one_that_reaches_the_half():
     clinic, lab, y, train, _ = hospital()
     own = {}

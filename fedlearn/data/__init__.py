@@ -2,11 +2,12 @@
 
 from .arrays import tensor
 from .boundary import Population, check_labels, check_population, fit, like
+from .cases import drivers, machines
 from .made_up import synthetic
 from .pictures import data_folder
 from .sets import Dataset, load
 
 __all__ = [
-    "Dataset", "Population", "check_labels", "check_population", "data_folder", "fit",
-    "like", "load", "synthetic", "tensor",
+    "Dataset", "Population", "check_labels", "check_population", "data_folder", "drivers", "fit",
+    "like", "load", "machines", "synthetic", "tensor",
 ]  # fmt: skip

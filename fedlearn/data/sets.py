@@ -17,7 +17,7 @@ class Dataset(NamedTuple):
     """Training and test examples of one problem.
 
     Attributes:
-        x: (n, features) float32 in [0, 1] (the toy plane: in [-1, 1]; ``synthetic``: unbounded).
+        x: (n, features) float32 in [0, 1] (the toy plane: in [-1, 1]; made by a formula: any).
             Pictures lie flat: ``x.unflatten(1, shape)`` shows them.
         y: (n,) int64 classes, or float32 targets when ``classes`` is 0 (regression). Of your own
             data (n, ...): what the loss compares with the scores.

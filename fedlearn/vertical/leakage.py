@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checks import check, not_negative, positive
 from ..rng import Use, numpy_rng
+from ..transform import Context
 
 
 def direction(gradients: Tensor) -> Tensor:
@@ -94,17 +95,19 @@ def residual_noise(std: float, seed: int = 0) -> Callable[[Tensor, int], Tensor]
 
     Args:
         std: >= 0 and finite, else ValueError.
-        seed: The draw depends on (seed, step) alone, for teaching: who knows it subtracts it.
+        seed: The draw is a function of (seed, step, std), for teaching: who knows it subtracts it.
 
     Example:
         >>> residual_noise(0.5)(torch.zeros(10_000), 3).std()
         tensor(0.5...)
     """
     not_negative("residual_noise", "std", std, 0.5)
+    nobody = np.zeros(0, int)
 
     def protect(down: Tensor, t: int) -> Tensor:
-        draw = numpy_rng(seed, Use.LOCAL_NOISE, t).standard_normal(tuple(down.shape))
-        return down + std * torch.from_numpy(draw).to(down)
+        flat = down.flatten()
+        noise = Context(seed, t, nobody, nobody).noise(Use.LOCAL_NOISE, std, flat)
+        return down + noise.view_as(down)
 
     return protect
 

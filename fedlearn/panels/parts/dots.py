@@ -13,6 +13,11 @@ from .base import Part, corner, packed, script
 class Dots(Part):
     """A dot a client on an axis from 0 to 1; the worst is named. Reads ``clients`` (N,), ``drift``.
 
+    Args:
+        title: Above the picture.
+        xlabel: Under the axis.
+        key: Of the frame's (N,) array, where one panel has several.
+
     Example:
         >>> from fedlearn.panels import Engine
         >>> dots = Dots()
@@ -27,13 +32,17 @@ class Dots(Part):
     xlabel = T.Unicode("").tag(sync=True)
 
     def __init__(
-        self, *, title: str = "clients", xlabel: str = "accuracy on the client's own data"
+        self,
+        *,
+        title: str = "clients",
+        xlabel: str = "accuracy on the client's own data",
+        key: str = "clients",
     ):
         super().__init__(title=title, xlabel=xlabel)
-        self.each = np.zeros(0)
+        self._key, self.each = key, np.zeros(0)
 
     def show(self, snapshot: Snapshot) -> None:
-        if (values := self.found(snapshot, "clients", [])) is None:
+        if (values := self.found(snapshot, self._key, [])) is None:
             return
         self.each = np.asarray(values, float)
         drift = snapshot.columns.get("drift", np.full(1, np.nan))[-1]
