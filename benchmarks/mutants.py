@@ -59,7 +59,8 @@ TARGETS = [
 ]
 OTHERS = {  # test files that read sources or notebooks, or are about something else
     *("budget", "docstrings", "freeze", "layers", "notebooks", "panels", "panels_compare_sweep"),
-    *("pictures", "plots", "backdoor", "inversion", "leakage", "data", "flower", "device"),
+    *("pictures", "plots", "backdoor", "inversion", "leakage", "data", "device"),
+    *("flower", "flower_deployed", "flower_nodes", "flower_secure"),
 }
 HEAVY = (
     *("numpy", "torch", "torch.func", "torchvision", "pytest", "hypothesis", "scipy.stats"),

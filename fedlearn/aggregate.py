@@ -31,7 +31,8 @@ def mean() -> Reduce:
 
     Reference: McMahan et al., 2017, Algorithm 1, with p_k = n_k / n.
     """
-    return Reduce("mean()", lambda delta, p: weighted(p, delta), plain=True)
+    rule = lambda delta, p: weighted(p, delta)
+    return Reduce("mean()", rule, plain=True, fold=rule)
 
 
 def total(expected: float) -> Reduce:
@@ -49,8 +50,9 @@ def total(expected: float) -> Reduce:
     language models", §3, the estimator f_f.
     """
     positive("total", "expected", expected, 10)
+    add = lambda delta, p: wide(delta).sum(0).to(delta)
     rule = lambda delta, p: (wide(delta).sum(0) / expected).to(delta)
-    return Reduce(f"total({expected:g})", rule, 1 / expected)
+    return Reduce(f"total({expected:g})", rule, 1 / expected, fold=add)
 
 
 def clipped_mean(max_norm: float) -> Reduce:
@@ -75,7 +77,7 @@ def clipped_mean(max_norm: float) -> Reduce:
         rows = wide(delta[sane])
         return weighted(p[sane] * reach(rows, max_norm)[:, 0], rows).to(delta)
 
-    return Reduce(f"clipped_mean({max_norm})", apply)
+    return Reduce(f"clipped_mean({max_norm})", apply, fold=apply)
 
 
 def median() -> Reduce:

@@ -161,7 +161,7 @@ class _Air:
             starts = torch.stack([self.flights[k][0] for k in some])
             numbers = np.array([self.flights[k][2] for k in some])
             S = np.array(some)
-            ctx = Context(self.clients.recipe.seed, 0, S, S, turns=numbers)
+            ctx = Context(self.clients.recipe.seed, 0, S, S, turns=numbers, rows=True)
             reply, _ = self.clients.run({"theta": starts}, ctx, self.clients.memory())
             columns = {name: rows.unbind(0) for name, rows in reply.items()}
             for i, k in enumerate(some):

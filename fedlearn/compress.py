@@ -290,8 +290,9 @@ def downlink(algorithm: Algorithm, stage: Rowwise) -> Algorithm:
     def message(state: State) -> Message:
         return algorithm.message(own(state))
 
-    down = stage.wire or (lambda w: w)
-    return algorithm._replace(init=init, server=server, idle=idle, message=message, down=down)
+    down, folds = stage.wire or (lambda w: w), algorithm.folds is algorithm.server
+    made = algorithm._replace(init=init, server=server, idle=idle, message=message, down=down)
+    return made._replace(folds=server if folds else None)
 
 
 def _uniform(ctx: Context, like: Tensor, shared: bool = False) -> Tensor:

@@ -25,7 +25,7 @@ class Round(NamedTuple):
         t: 0, 1, ...
         theta: (d,) the model AFTER the round.
         answered: (K,) numbers of the clients whose updates came back.
-        deltas: (K, d) what the server received, delta_k = theta_k - theta.
+        rows: (K, d) what the server received, or None where that was too much to keep: ``deltas``.
         p: (K,) their weights n_k / n.
         loss: Mean training loss over the clients' local steps; NaN if nobody answered or tells it.
         sent: Bytes from the server to ONE client.
@@ -38,7 +38,7 @@ class Round(NamedTuple):
     t: int
     theta: Tensor
     answered: np.ndarray
-    deltas: Tensor
+    rows: Tensor | None
     p: Tensor
     loss: float
     sent: int
@@ -46,6 +46,19 @@ class Round(NamedTuple):
     metrics: dict[str, float]
     called: np.ndarray
     seconds: float = math.nan
+
+    @property
+    def deltas(self) -> Tensor:
+        """(K, d) what the server received, delta_k = theta_k - theta.
+
+        ValueError in a round of so many clients that only their mean was kept.
+        """
+        if self.rows is None:
+            raise ValueError(
+                f"Round.deltas: {len(self.p):,} updates of {self.theta.numel():,} numbers were "
+                f"added up as they came and not kept; to keep them, e.g. federate(..., deltas=True)"
+            )
+        return self.rows
 
 
 class Diverged(FloatingPointError):

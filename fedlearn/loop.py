@@ -108,6 +108,7 @@ class Run:
     evaluate: Evaluate | None
     every: int
     skip: int = 0
+    deltas: bool = False
     loop: Callable[["Run"], Iterator[Round]] = loop
     account: Account | None = None
 
@@ -169,7 +170,7 @@ class Run:
             whole_crowd = called == self.clients.count or not self.recipe.algorithm.down
             rule = "every client: a compressed broadcast tells only what is new, round by round"
             check(self.name, f"the cohort of round {t}", called, whole_crowd, rule, "cohort=None")
-        return self._cohort[1]._replace(secret=self.recipe.secret)
+        return self._cohort[1]._replace(secret=self.recipe.secret, rows=self.deltas)
 
     def keep(
         self,
@@ -187,7 +188,7 @@ class Run:
         """
         t, theta, heard = self.t, state["theta"], len(p) > 0
         if not bool(theta.isfinite().all()):
-            bad = ~reply["delta"].isfinite().all(1).cpu().numpy()
+            bad = ~reply.get("sane", reply["delta"].isfinite().all(1)).cpu().numpy()
             raise Diverged(t, ctx.answered[bad].tolist(), self.history)
         if self.evaluate and ((t + 1) % self.every == 0 or self.ends(t + 1)):
             metrics |= self.history.check(self.evaluate(theta.clone()), RESERVED)
@@ -196,8 +197,9 @@ class Run:
         loss = float(p @ reply["loss"].to(p)) / float(p.sum()) if heard else math.nan
         clock = float(reply["seconds"].max()) if heard and "seconds" in reply else math.nan
         moved = broadcast(self.recipe.algorithm, message, t), payload(reply, self.recipe.pipeline)
-        who, delta = ctx.answered, reply["delta"]
-        r = Round(t, theta.clone(), who, delta, p, loss, *moved, metrics, ctx.called, clock)
+        who, rows = ctx.answered, None if "each" in reply else reply["delta"]
+        p = reply["each"] / reply["each"].sum() if "each" in reply else p
+        r = Round(t, theta.clone(), who, rows, p, loss, *moved, metrics, ctx.called, clock)
         self._done = r, state, memory  # from here on the round has happened, whatever comes
         self._settle()
         return r
@@ -292,6 +294,7 @@ def federate(
     evaluate: Evaluate | None = None,
     every: int = 1,
     skip: int = 0,
+    deltas: bool = False,
     checkpoint: Place = None,
     save_every: int = 1,
     resume: Place | Run | bool = None,
@@ -307,6 +310,8 @@ def federate(
         every: Evaluate every so many rounds, and after the last.
         skip: Rounds of the run that may fail for a reason that the next may not have, a cohort too
             small for its rule, say. They change nothing, and ``history.failed`` lists them.
+        deltas: Keep every client's update for :attr:`Round.deltas`, however many and large; else a
+            rule that can adds them up as they come where they are more than 100 MB.
         checkpoint: A file for all that the run is, written after rounds and when anything ends it.
             What is there already, and isn't resumed, is kept under its name with ``.before``.
         save_every: Write it every so many rounds, and after the last.
@@ -339,7 +344,7 @@ def federate(
     if cohort is not None and not callable(cohort):
         whole("federate", "cohort", cohort, 1, clients.count, max(1, clients.count // 2))
     call = cohort if callable(cohort) else uniform(cohort)
-    run = Run("federate", clients, clients.recipe, call, rounds, evaluate, every, skip)
+    run = Run("federate", clients, clients.recipe, call, rounds, evaluate, every, skip, deltas)
     return run.begin(checkpoint, save_every, resume)
 
 

@@ -1,6 +1,7 @@
 """Clients that live in this process, and the reference with all data in one place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -9,14 +10,16 @@ from torch import Tensor
 
 from .algorithms import Message, Reply
 from .algorithms.base import broadcast, payload
-from .checks import check, whole
+from .checks import check, positive, whole
 from .data import check_population, like
 from .fleet import Fleet, check_fleet
+from .fold import Rule, join, rows
 from .recipe import Memories, Recipe, client_step, shards_of
 from .transform import Context
 
 _CACHE = 1_000_000  # parameters of a chunk: 4 MB, about one core's share of the cache
 _PADDED = 100_000_000  # numbers that a chunk lays out, padding and all: 400 MB
+_KEPT = 25_000_000  # numbers of a round's updates that are kept without being asked for: 100 MB
 
 
 class Simulated:
@@ -33,11 +36,19 @@ class Simulated:
             changes nothing but speed, beyond float rounding.
         device: ``"cpu"`` or ``"cuda"``: where all of the run happens.
         fleet: The clients' machines; then every reply says how many ``seconds`` it took.
+        workers: Threads that train chunks side by side, the same bits as one. More than one pays
+            for large models; each takes one core.
+        most_gb: Of updates that a rule must see all at once; more are refused.
+
+    Updates of more than 100 MB in a round are added up chunk by chunk, where rule and method allow
+    it and nobody asked for them, ``federate(..., deltas=True)``. What clients remember lies in a
+    temporary file, mapped into memory, where it is more than 1 GB.
 
     Raises:
-        ValueError: If x and y differ in length, hold inf or NaN, a client is empty or holds rows
-            that don't exist, a label lies outside the model's classes, the model can't take x, or
-            the loss doesn't give one number for each y.
+        ValueError: At once, if x and y differ in length, hold inf or NaN, a client is empty or
+            holds rows that don't exist, a label lies outside the model's classes, the model can't
+            take x, or the loss doesn't give one number for each y. From a round, if more than
+            ``most_gb`` must be seen at once.
 
     Example:
         >>> from fedlearn import algorithms, model
@@ -60,10 +71,14 @@ class Simulated:
         chunk: int | None = None,
         device: str | torch.device = "cpu",
         fleet: Fleet | None = None,
+        workers: int = 1,
+        most_gb: float = 4.0,
     ):
         own = check_population("Simulated", recipe.algorithm.task, x, y, parts, recipe.theta)
         if chunk is not None:
             whole("Simulated", "chunk", chunk)
+        whole("Simulated", "workers", workers, example=2)
+        positive("Simulated", "most_gb", most_gb, 4.0)
         if fleet is not None:
             check_fleet("Simulated", fleet, len(own.parts))
         self.recipe, self.count, self.fleet = recipe, len(own.parts), fleet
@@ -71,10 +86,11 @@ class Simulated:
         theta = recipe.theta.to(self.device)
         self.x, self.y = like(own.x, theta, copy=True), like(own.y, theta, copy=True)
         self.chunk = chunk or min(100, max(1, _CACHE // recipe.theta.numel()))
+        self.workers, self.most_gb = workers, most_gb
 
     def memory(self) -> Memories:
         """What the clients of a new run remember, {name: (N, ...)} each."""
-        wide = lambda v: v.to(self.device).expand(self.count, *v.shape).clone()
+        wide = lambda v: rows(v.to(self.device), self.count)
         return tuple({k: wide(v) for k, v in kept.items()} for kept in self.recipe.memory())
 
     def run(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
@@ -82,6 +98,7 @@ class Simulated:
 
         Returns:
             {"delta": (K, d), "n": (K,), "loss": (K,), ...}, and what they remember now (K, ...).
+            Where the updates are added up, one row for all, and ``each`` (K,), their n.
         """
         who = ctx.answered
         once = not any(memory) or len(np.unique(who)) == len(who)
@@ -93,11 +110,36 @@ class Simulated:
         if len(cuts) == 1 and len(self._pieces(order, n)) == 1:
             return self._train(message, ctx, memory)
         cuts = [piece for cut in cuts for piece in self._pieces(cut, n)]
-        done = [self._train(message, ctx.keep(at), memory) for at in cuts]
-        back = torch.from_numpy(np.argsort(order)).to(self.device)
-        join = lambda some: {k: torch.cat([r[k] for r in some])[back] for k in some[0]}
-        replies, kept = zip(*done)
-        return join(replies), tuple(join(own) for own in zip(*kept))
+        done = self._side_by_side(cuts, message, ctx, memory)
+        return join(done, len(who), self._rule(message, ctx))
+
+    def _rule(self, message: Message, ctx: Context) -> Rule | None:
+        """How to add up the rows as they come; None to keep them all, which may be refused."""
+        K, d = len(ctx.answered), message["theta"].shape[-1]
+        method, rule = self.recipe.algorithm, self.recipe.pipeline.reduce
+        if K * d <= _KEPT:
+            return None
+        if rule.fold and method.folds is method.server and not ctx.rows:
+            return rule.fold
+        server = method.server.__qualname__.split(".")[0]
+        who = rule.name if rule.fold is None else "deltas=True" if ctx.rows else server
+        gb = K * d * message["theta"].element_size() / 1e9
+        got = f"{K:,} updates of {d:,} numbers, {gb:.1f} GB, for {who}"
+        need = f"at most most_gb={self.most_gb:g} GB where each of them must be seen"
+        check("Simulated", "a round's updates", got, gb <= self.most_gb, need, f"cohort={K // 2}")
+        return None
+
+    def _side_by_side(
+        self, cuts: list[np.ndarray], message: Message, ctx: Context, memory: Memories
+    ) -> Iterator[tuple[np.ndarray, Reply, Memories]]:
+        """Train cut after cut, or as many at a time as there are workers; in order."""
+        train = lambda at: (at, *self._train(message, ctx.keep(at), memory))
+        if self.workers == 1:
+            yield from map(train, cuts)
+            return
+        with ThreadPoolExecutor(self.workers, "fedlearn", torch.set_num_threads, (1,)) as pool:
+            for i in range(0, len(cuts), self.workers):  # no more than these are held at once
+                yield from pool.map(train, cuts[i : i + self.workers])
 
     def _pieces(self, cut: np.ndarray, n: np.ndarray) -> list[np.ndarray]:
         """A chunk, smallest client first; in pieces if a large one would pad the others beyond."""

@@ -20,7 +20,7 @@ from .rng import Use, numpy_rng
 from .task import wide
 
 Memory = dict[str, Tensor]  # what one client keeps between rounds; stacked: (K, ...)
-NOT_SENT = {"n", "loss", "seconds", "came"}  # of a reply: known to the server, or for the books
+NOT_SENT = {"n", "loss", "seconds", "came", "each", "sane"}  # of a reply: known, or for the books
 
 
 class Context(NamedTuple):
@@ -39,6 +39,7 @@ class Context(NamedTuple):
         stage: Stages that draw before the one that runs, on the clients or on the server.
         again: (R,) how often each one stands before itself in the cohort, if ``answered`` is a part
             of it; None to count them there.
+        rows: Whether every client's row is wanted, however many; else their mean may be all.
     """
 
     seed: int
@@ -50,6 +51,7 @@ class Context(NamedTuple):
     secret: bool = False
     stage: int = 0
     again: np.ndarray | None = None
+    rows: bool = False
 
     def keep(self, some: np.ndarray) -> "Context":
         """The same round with the rows at ``some`` alone: a mask (R,), or places in 0..R-1."""
@@ -69,10 +71,17 @@ class Context(NamedTuple):
     def heard(self, reply: dict[str, Tensor]) -> "Context":
         """The round of those whose rows came back: all, or those at the places ``reply["came"]``.
 
-        ValueError unless there is a row for each, with n > 0.
+        ValueError unless there is a row for each, or a few for all and ``reply["each"]``, their n;
+        with n > 0.
         """
         ctx = self.keep(reply["came"].numpy()) if "came" in reply else self
-        check_rows("clients.run", reply, len(ctx.answered), "loss", "n")
+        if "each" in reply:
+            rows = {k: v for k, v in reply.items() if k not in ("each", "sane")}
+            check_rows("clients.run", rows, len(reply["n"]), "loss", "n")
+            reply = {"n": reply["each"]}
+            check_rows("clients.run", reply | {"delta": reply["n"][:, None]}, len(ctx.answered))
+        else:
+            check_rows("clients.run", reply, len(ctx.answered), "loss", "n")
         n = reply["n"]
         good = bool(((n > 0) & n.isfinite()).all())
         check("clients.run", "reply['n']", n.tolist(), good, "> 0 and finite", "shards.n")
@@ -178,12 +187,15 @@ class Reduce(NamedTuple):
             None where there is no such share: in a mean it depends on the others.
         plain: Whether it is the weighted mean Σ_k p_k delta_k, up to rounding, as what a method
             sends beside ``delta`` is combined.
+        fold: As apply, of some of the rows: one that may stand for them, with all their weight, so
+            that not all rows need be there at once. None where the rule must see each of them.
     """
 
     name: str
     apply: Callable[[Tensor, Tensor], Tensor]
     share: float | None = None
     plain: bool = False
+    fold: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 class After(NamedTuple):

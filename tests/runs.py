@@ -117,7 +117,7 @@ def bits(thing: Any) -> Any:
 
 def of_round(r: Round) -> Any:
     masked = r.deltas.dtype == torch.int32  # secure aggregation: secrets are new each time
-    return bits(tuple(r._replace(deltas=torch.zeros(0)) if masked else r))
+    return bits(tuple(r._replace(rows=torch.zeros(0)) if masked else r))
 
 
 def of_run(run: Run) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import pickle
 import shutil
@@ -22,19 +24,24 @@ if os.name != "posix":
 
 import httpx
 
+from fedlearn import Simulated, federate
 from fedlearn.flower.keys import make_keys
 from fedlearn.flower.local import Local, _script, free_ports
+from fedlearn.privacy.secure_aggregation.stages import desk_of
+from fedlearn.transform import Context
 
 APP = Path(__file__).parents[1] / "examples" / "flower"
 ROUNDS = 2
-LONG = 600.0  # seconds: nothing waits so long unless it hangs
+LONG = 300.0  # seconds: nothing waits so long unless it hangs
 SPY = '''
 
 class Spy:
-    """The grid, and a file of all that it brings to the server."""
+    """The grid, and beside it files of this process's number and of all that reaches the server."""
 
-    def __init__(self, grid, file):
-        self.grid, self.file = grid, file
+    def __init__(self, grid, how):
+        self.grid, self.file = grid, f"{how['folder']}/{how['name']}.received"
+        with open(f"{how['folder']}/{how['name']}.pid", "w") as f:
+            f.write(str(os.getpid()))
 
     def __getattr__(self, name):
         return getattr(self.grid, name)
@@ -47,15 +54,27 @@ class Spy:
                 for name, record in m.content.items() if m.has_content() else ():
                     pickle.dump((name, {k: plain(v) for k, v in record.items()}), f)
         return came
+
+
+def known(grid, how):
+    """The nodes, found once: to look for them again costs a process each."""
+    file = f"{how['folder']}/nodes-{how['clients']}"
+    if not os.path.exists(file):
+        with open(file, "wb") as f:
+            pickle.dump(GridClients(recipe_of("fedavg"), grid, how["clients"]).node_of, f)
+    with open(file, "rb") as f:
+        return pickle.load(f)
 '''
 
 
-def python(*words):
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=APP, capture_output=True, text=True, timeout=LONG
-    )
-    assert done.returncode == 0, done.stderr[-800:]
-    return done.stdout
+@pytest.fixture
+def example(monkeypatch):
+    """The example's modules, in this process: prepare, here and digits.recipe."""
+    monkeypatch.syspath_prepend(str(APP))
+    names = ("prepare", "here", "digits", "digits.recipe")
+    yield {name: importlib.import_module(name) for name in names}
+    for name in names:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -64,34 +83,42 @@ def app(tmp_path):
     there = shutil.copytree(APP, tmp_path / "app")
     file, begin = there / "digits" / "server.py", '    """One run."""\n'
     source = file.read_text()
-    assert source.count(begin) == 1
-    listens = "    grid = Spy(grid, f\"{context.run_config['folder']}/received\")\n"
-    file.write_text(source.replace(begin, begin + listens) + "\n\nimport pickle" + SPY)
+    assert source.count(begin) == source.count('how["clients"]') == 1
+    source = source.replace('how["clients"]', "known(grid, how)")
+    listens = "    grid = Spy(grid, context.run_config)\n"
+    file.write_text(source.replace(begin, begin + listens) + "\n\nimport os, pickle" + SPY)
     return there
 
 
 class Runs:
     """Runs of the app on a deployment, and what they must come to."""
 
-    def __init__(self, local, app, data):
-        self.local, self.app, self.data = local, app, data
+    def __init__(self, local, app, data, here):
+        self.local, self.app, self.data, self.here = local, app, data, here
 
     def start(self, method, **how):
         config = {"folder": str(self.data), "clients": 2, "minimum": 2, "timeout": LONG}
         config |= {"rounds": ROUNDS, "method": method, "name": method, **how}
         return self.local.run(self.app, config)
 
-    def begin(self, method):
-        """Start a run and wait for its first round."""
-        self.start(method)
+    def first_round(self, method):
+        """Wait for the checkpoint of a run's first round."""
         self.local.until((self.data / f"{method}.ckpt").exists, f"a round of {method}")
 
-    def end(self, method, run=None, rounds=ROUNDS):
+    def end(self, method, run, rounds=ROUNDS):
         """Its own rounds, by what it prints; its digest must be that of a run in one process."""
-        said = [*self.local.lines(run or self.start(method))]
+        said = [*self.local.lines(run)]
         theirs = [line.split()[-1] for line in said if line.startswith("digest")]
-        assert theirs == [python("here.py", self.data, method, rounds).split()[-1]], said
+        assert theirs == [self.here(self.data, method, rounds)], said
         return [line.split(":")[0] for line in said if line.startswith("round")]
+
+    def trains(self, k):
+        """Wait until the node of client k has taken one more round's letter."""
+        log = lambda: self.local.log(f"node-{k}")
+        before = log().count("Receiving: train")
+        taken = lambda: "Received successfully" in log().rpartition("Receiving: train")[2]
+        more = lambda: log().count("Receiving: train") > before and taken()
+        self.local.until(more, f"node {k} trains")
 
 
 def strangers(local, tmp_path):
@@ -138,95 +165,107 @@ def alive(groups):
 
 
 @pytest.mark.slow
-def test_deployed_it_gives_the_same_bits_whatever_is_killed(app, tmp_path, record_property):
+def test_deployed_it_gives_the_same_bits_whatever_is_killed(
+    app, example, tmp_path, record_property
+):
+    """Runs go on side by side where they can: a node waits three seconds if it has no letter."""
     began, data = time.monotonic(), tmp_path / "data"
-    python("prepare.py", data, 2)
-    own = [{"data": f"{data}/client-{k}.npz", "keep": str(data)} for k in range(2)]
+    example["prepare"].main(str(data), "3")
+    third = (data / "client-2.npz").rename(tmp_path / "client-2.npz")  # in one run alone
+    files = [data / "client-0.npz", data / "client-1.npz", third]
+    own = [{"data": str(file), "keep": str(tmp_path)} for file in files]
     with Local(own, limit=LONG) as local:
-        folder, runs = local.folder, Runs(local, app, data)
+        folder, runs = local.folder, Runs(local, app, data, example["here"].run_here)
         outside = [*strangers(local, tmp_path)]
-        assert runs.end("fedavg") == ["round 0", "round 1"]
+        broken = runs.start("scaffold")
+        lost = {"clients": 3, "rounds": 1, "timeout": 15.0, "tries": 40}
+        lost = runs.start("fedavg", name="lost", **lost)
+        runs.trains(2)  # it takes part in that run alone
+        local.kill("node-2", "node-2-exec")
+        fedavg = runs.start("fedavg", rounds=1)
+        directory = str(local.keys / "directory.json")
+        secure = runs.start("secure", rounds=1, directory=directory)
+
+        runs.first_round("scaffold")
+        os.kill(int((data / "scaffold.pid").read_text()), signal.SIGKILL)  # its ServerApp
+        local.flwr("stop", broken)  # else nodes wait a minute for what it had begun to send
+        scaffold = runs.start("scaffold")
+        assert runs.end("scaffold", scaffold)[-1:] == ["round 1"]
+        assert runs.end("fedavg", fedavg, rounds=1) == ["round 0"]
+        assert runs.end("secure", secure, rounds=1) == ["round 0"]
+        said = [*local.lines(lost)]
+        assert [line for line in said if line.startswith("round 0: 2 of 3 clients")], said
+        assert [line for line in said if "client 2" in line and "left out of round 0" in line], said
 
         for process, why in zip(outside, ("Failed to activate", "CERTIFICATE_VERIFY_FAILED")):
-            said, _ = process.communicate(timeout=LONG)
-            assert process.returncode and why in said, said[-800:]
+            words, _ = process.communicate(timeout=LONG)
+            assert process.returncode and why in words, words[-800:]
         assert refused(local, "get-nodes", **{"flwr-task-token": "wrong"}) == 401
         assert refused(local, "acquire-task") == 401, "a stranger fetches no task"
 
-        runs.begin("scaffold")
-        local.kill("link-exec")  # and its ServerApp
-        local.start_executor("link")
-        assert runs.end("scaffold") == ["round 1"], "nodes have kept what their clients remember"
-
-        runs.begin("fedadam")
+        broken = runs.start("fedadam")
+        runs.first_round("fedadam")
         local.kill("link", "link-exec")
         local.start_link()
-        assert runs.end("fedadam") == ["round 1"]
-
-        lost = runs.start("fedavg", name="lost", rounds=1, minimum=1, timeout=30.0, tries=20)
-        heard = lambda: local.log("node-1").rpartition("Receiving: train")[2]
-        trained = local.log("node-1").count("Receiving: train")
-        local.until(lambda: local.log("node-1").count("Receiving: train") > trained
-                    and "Received successfully" in heard(), "node 1 trains")  # fmt: skip
-        local.kill("node-1", "node-1-exec")
-        local.start_node(1)
-        (data / "received").unlink()
-        directory = str(local.keys / "directory.json")
-        secure = runs.start("secure", rounds=1, directory=directory)
-        said = [*local.lines(lost)]  # meanwhile it waits for what won't come
-        assert [line for line in said if line.startswith("round 0: 1 of 2 clients")], said
-        assert [line for line in said if "client 1" in line and "no answer in time" in line], said
-        assert runs.end("secure", secure, rounds=1) == ["round 0"]
+        local.flwr("stop", broken)
+        assert runs.end("fedadam", runs.start("fedadam")) == ["round 1"]
         groups = [process.pid for process in local.processes.values()]
     assert not alive(groups) and not folder.exists()
-    saw_nothing(data, lost_run="lost")
-    record_property("measured", f"deployed: six runs, {time.monotonic() - began:.0f} s")
+    saw_nothing(data, example["digits.recipe"])
+    record_property("measured", f"deployed: seven runs in {time.monotonic() - began:.0f} s")
 
 
-def saw_nothing(data, lost_run):
+def saw_nothing(data, recipe):
     """What reached the server in the secure run: no update, and nothing that is as long as one."""
-    records = [*received(data / "received")]
+    records = [*received(data / "secure.received")]
     vectors = [r["y"] for name, r in records if name == "reply" and "y" in r]
     assert len(vectors) == 2 and {v.dtype.name for v in vectors} == {"int32"}
-    sys.path.insert(0, str(APP))
-    try:
-        from digits.recipe import examples, recipe_of
-
-        from fedlearn import Simulated, federate
-        from fedlearn.privacy.secure_aggregation.stages import desk_of
-        from fedlearn.transform import Context
-    finally:
-        sys.path.remove(str(APP))
     for k in range(2):
-        x, y, rows = examples(data / f"client-{k}.npz")
-        r = next(federate(Simulated(recipe_of("fedavg"), x, y, [rows], chunk=1), rounds=1))
+        x, y, rows = recipe.examples(data / f"client-{k}.npz")
+        r = next(federate(Simulated(recipe.recipe_of("fedavg"), x, y, [rows], chunk=1), rounds=1))
         who, n = np.array([k]), torch.tensor([float(len(rows))])
-        plain = desk_of(recipe_of("secure").pipeline).residues(r.deltas, n, Context(0, 0, who, who))
+        plain = desk_of(recipe.recipe_of("secure").pipeline).residues(
+            r.deltas, n, Context(0, 0, who, who)
+        )
         for masked in vectors:
             assert not (masked.view(np.uint32) == plain[k]).any()
     assert {name for name, _ in records} <= {"client", "secure", "reply"}
     assert all(len(r["said"]) < 6000 for name, r in records if name == "secure")
 
 
+def running():
+    """The command lines of all processes of this machine."""
+    if not Path("/proc/self/cmdline").exists():
+        return subprocess.run(["ps", "-Ao", "args"], capture_output=True, text=True).stdout
+    said = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            said.append(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return "\n".join(said)
+
+
+ENDS = {
+    "ctrl-c": ("SuperLink on", lambda group: os.killpg(group, signal.SIGINT)),  # as a terminal does
+    "terminated": ("node 0 has joined", lambda process: os.kill(process, signal.SIGTERM)),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+@pytest.mark.parametrize("how", ENDS)
 def test_a_demo_that_is_interrupted_leaves_nothing_behind(how, tmp_path):
-    folder = tmp_path / "demo"
-    words = ["-m", "fedlearn.flower", "demo", "--folder", str(folder)]
-    process = subprocess.Popen(
+    folder, said, (when, interrupt) = tmp_path / "demo", [], ENDS[how]
+    words = ["-m", "fedlearn.flower", "demo", "--clients", "1", "--folder", str(folder)]
+    with subprocess.Popen(
         [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
-    )  # fmt: skip
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if "SuperLink on" in line:
-            os.kill(process.pid, how)
-    assert process.wait(LONG) in (130, 143), said
-    running = subprocess.run(["ps", "-Ao", "args"], capture_output=True, text=True, check=True)
-    assert str(folder) not in running.stdout
+    ) as process:  # fmt: skip
+        for line in process.stdout:
+            said.append(line)
+            if when in line:
+                interrupt(process.pid)
+    assert process.returncode in (130, 143) and "Traceback" not in "".join(said), said
+    assert str(folder) not in running()
     assert (folder / "logs" / "link.log").exists(), "the folder that was asked for is kept"
-    assert "Traceback" not in "".join(said)
 
 
 def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path):

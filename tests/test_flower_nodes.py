@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import stat
+import time
 
 import numpy as np
 import pytest
@@ -189,6 +190,21 @@ def test_after_its_tries_the_run_stops_and_its_checkpoint_stays(tmp_path):
     assert asked == [N, 1, 1]
     again = federate(grid_of(P, recipe_of()), rounds=3, resume=path)
     assert bits(again.state["theta"]) == bits(first.theta) and again.t == 2
+
+
+def test_a_node_that_is_gone_has_until_the_next_try_to_come_back():
+    """The SuperLink says at once that it is gone; to ask again at once would be to no avail."""
+    clients = grid_of(P, recipe_of(), timeout=0.2, tries=3)
+    asked, send = [], clients.grid.send_and_receive
+
+    def noted(messages, **how):
+        asked.append(time.monotonic())
+        clients.grid.lost = {103} if len(asked) < 3 else set()
+        return send(messages, **how)
+
+    clients.grid.send_and_receive = noted
+    assert len(next(federate(clients, rounds=1)).answered) == N
+    assert len(asked) == 3 and min(np.diff(asked)) >= 0.2
 
 
 def test_behind_a_stage_that_hides_a_round_is_tried_once():

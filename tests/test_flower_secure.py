@@ -19,6 +19,7 @@ from fedlearn.flower import GridClients
 from fedlearn.flower.keys import make_keys
 from fedlearn.flower.secure_node import SPOT
 from fedlearn.flower.text import from_text, to_text
+from fedlearn.participation import weighted
 from fedlearn.privacy.secure_aggregation import secure_mean
 from fedlearn.privacy.secure_aggregation.stages import desk_of
 from fedlearn.transform import Context, chain, clip
@@ -188,6 +189,27 @@ def test_a_vector_changed_on_the_way_is_refused(over_flower):
     clients = changed(over_flower(), "masked", 1, change)
     with pytest.warns(RuntimeWarning, match="not signed by it"):
         assert len(next(federate(clients, rounds=1)).answered) == N - 1
+
+
+def test_a_letter_that_its_receiver_refuses_is_told_in_the_end(over_flower):
+    """Client 1's letters are opened by nobody; all are in the sum, until too few can open it."""
+
+    def change(content):
+        letters = from_text(content["secure"]["said"])
+        bad = [(*m[:3], bytes(len(m[3])), m[4]) for m in letters]
+        content["secure"] = ConfigRecord({"said": to_text(bad)})
+
+    clients = changed(over_flower(), "shares", 1, change)
+    with pytest.raises(RoundFailed, match=r"opened nothing|client 0 refused: .*letter from 1"):
+        next(federate(clients, rounds=1))
+
+
+def test_a_client_that_is_drawn_twice_is_refused(over_flower):
+    twice = weighted(6, [1.0] * N, replace=True)
+    run = federate(over_flower(), rounds=9, cohort=twice)
+    with pytest.raises(ValueError, match="the cohort must be clients that are called once each"):
+        for _ in run:
+            pass
 
 
 def test_a_node_forgets_its_secrets_and_takes_part_in_one_attempt(over_flower):

@@ -23,7 +23,7 @@ nan, inf = math.nan, math.inf
 def round_(t=0, **kw):
     none = np.zeros(0, int)
     theta = torch.zeros(2)
-    plain = {"t": t, "theta": theta, "answered": none, "deltas": theta[:0], "p": theta[:0],
+    plain = {"t": t, "theta": theta, "answered": none, "rows": theta[:0], "p": theta[:0],
              "loss": 1.5, "sent": 8, "received": 8, "metrics": {}, "called": none}  # fmt: skip
     return Round(**{**plain, **kw})
 

@@ -16,7 +16,7 @@ LAYERS = [  # lowest first; within a layer, files may import one another
     {"batches", "data", "task", "module", "model", "skew", "diagnostics"},
     {"transform", "optim", "descend"},
     {"algorithms", "aggregate", "federated_optimizer", "history", "participation", "fleet"},
-    {"recipe", "checkpoint", "simulated", "loop"},
+    {"recipe", "checkpoint", "fold", "simulated", "loop"},
     {"asynchronous", "compress", "privacy", "attacks", "personal", "vertical"},
     {"plots", "flower"},
     {"panels"},

@@ -352,7 +352,7 @@ DEFAULTS = {
     secure_sum: {"threshold": None, "dropped": None, "round": 0, "code": None},
 }
 RUN = {"evaluate": None, "every": 1, "skip": 0, "checkpoint": None, "save_every": 1, "resume": None}
-DEFAULTS[federate] = {"cohort": None, **RUN}
+DEFAULTS[federate] = {"cohort": None, "deltas": False, **RUN}
 DEFAULTS[dp_federate] = {"budget": math.inf, **RUN}
 
 

@@ -33,6 +33,9 @@ class Algorithm(NamedTuple):
         idle: As ``server``, for a round in which nobody answers and no noise is added: theta stays.
         plain: Whether it is right only where the server gets the weighted mean of what was sent,
             because clients go on from that. Then a ``Recipe`` takes no other pipeline.
+        folds: The server, if it is right, too, where it gets one row for several clients: the
+            weighted mean of all that they sent, and their n together. One put in its place by
+            ``_replace(server=...)`` is another, and gets every row.
         down: What theta's step costs on the way to a client that has heard of every step before, of
             its cost in full; None: theta is sent whole. Then every round calls every client.
         models: (state, memory {name: (N, ...)}) -> (N, d), the model that each client uses; None
@@ -48,6 +51,7 @@ class Algorithm(NamedTuple):
     idle: Callable[[State, Tensor, Reply, Tensor], State] = lambda state, *nothing: state
     plain: bool = False
     models: Callable[[State, Kept], Tensor] | None = None
+    folds: Callable[[State, Tensor, Reply, Tensor], State] | None = None
     down: Callable[[Wire], Wire] | None = None
 
 

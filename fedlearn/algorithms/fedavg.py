@@ -46,4 +46,4 @@ def fedavg(
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         return {"theta": state["theta"] + server_lr * delta}
 
-    return Algorithm(lambda theta: {"theta": theta}, client, server, task=task)
+    return Algorithm(lambda theta: {"theta": theta}, client, server, task=task, folds=server)

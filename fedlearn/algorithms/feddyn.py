@@ -62,4 +62,4 @@ def feddyn(task: Task, lr: float, alpha: float, n_total: float) -> Algorithm:
         mean = state["theta"] + delta  # of theta_k; nobody's is no reason to move by h again
         return {"theta": mean - h / alpha if len(p) else mean, "h": h}
 
-    return Algorithm(init, client, server, theta_alone, memory, task, plain=True)
+    return Algorithm(init, client, server, theta_alone, memory, task, plain=True, folds=server)

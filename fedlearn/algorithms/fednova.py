@@ -48,7 +48,7 @@ def fednova(
         tau_eff = p @ reply["a"]  # (1,)
         return {"theta": state["theta"] + (server_lr * tau_eff * delta).to(delta)}
 
-    return fedavg(task, lr, server_lr)._replace(client=client, server=server)
+    return fedavg(task, lr, server_lr)._replace(client=client, server=server, folds=server)
 
 
 def accumulated(tau: Tensor, lr: float, beta: float = 0.0, mu: float = 0.0) -> Tensor:

@@ -32,7 +32,7 @@ def fedopt(task: Task, lr: float, server: Optimizer) -> Algorithm:
         theta, kept = server.step(-delta, state["server"], state["theta"])
         return {"theta": theta, "server": kept}
 
-    return fedavg(task, lr)._replace(init=init, message=theta_alone, server=update)
+    return fedavg(task, lr)._replace(init=init, message=theta_alone, server=update, folds=update)
 
 
 def fedavgm(task: Task, lr: float, server_lr: float = 1.0, beta: float = 0.9) -> Algorithm:

@@ -46,7 +46,7 @@ def fedsgd(task: Task, lr: float, beta: float = 0.0) -> Algorithm:
         v = beta * state["v"] + delta
         return {"theta": (state["theta"] + v).to(delta), "v": v}
 
-    return Algorithm(init, client, server, theta_alone, task=task)
+    return Algorithm(init, client, server, theta_alone, task=task, folds=server)
 
 
 def gradients(task: Task, theta: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:

@@ -71,4 +71,4 @@ def scaffold(
         theta, c = state["theta"] + server_lr * delta, state["c"] + weighted(w, reply["delta_c"])
         return {"theta": theta, "c": c}
 
-    return Algorithm(init, client, server, memory=memory, task=task)
+    return Algorithm(init, client, server, memory=memory, task=task, folds=server)

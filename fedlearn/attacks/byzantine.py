@@ -70,7 +70,7 @@ class Byzantine:
 
     def run(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
         """Train the clients ``ctx.answered``, then replace the attackers' updates."""
-        reply, kept = self.clients.run(message, ctx, memory)
+        reply, kept = self.clients.run(message, ctx._replace(rows=True), memory)
         return self.strike(reply, ctx.heard(reply)), kept
 
     def strike(self, reply: Reply, ctx: Context) -> Reply:

@@ -1,6 +1,7 @@
 """The server's side: clients that are reached through a Flower Grid."""
 
 import secrets
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -164,8 +165,8 @@ class GridClients:
         why: dict[int, str] = {}
         silent = [*range(len(ctx.answered))]
         under_way: dict[str, int] = {}
-        for _ in range(self.tries):
-            letters = self._letters(message, ctx, memory, silent)
+        for left in reversed(range(self.tries)):
+            letters, began = self._letters(message, ctx, memory, silent), time.monotonic()
             came = ask(self.grid, letters, self.timeout, under_way)
             for i in silent:
                 try:
@@ -175,6 +176,8 @@ class GridClients:
             silent = [i for i in silent if not self._spoke(int(ctx.answered[i]), came.get(i))]
             if not silent or self._enough(len(rows), len(silent), ctx):
                 break
+            if left and self.timeout:  # the SuperLink gave up on a node early: it may come back
+                time.sleep(max(0.0, began + self.timeout - time.monotonic()))
         bad = {int(ctx.answered[i]): why[i] for i in sorted({*why} - {*rows})}
         self._judge(bad, len(rows), len(silent), ctx)
         return dict(sorted(rows.items()))

@@ -13,7 +13,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from ..checks import RoundFailed
+from ..checks import RoundFailed, check
 from ..privacy.secure_aggregation import Refused, Server
 from ..privacy.secure_aggregation.messages import KINDS, Masked, check_threshold
 from ..privacy.secure_aggregation.round import taken
@@ -60,6 +60,8 @@ class Exchange:
         RoundFailed if fewer than the threshold answer at a stage, or one dealt false shares.
         """
         called = [int(k) for k in ctx.answered]
+        once, rule = len({*called}) == len(called), "clients that are called once each"
+        check("GridClients", "the cohort", called, once, rule, "weighted(k, n, replace=False)")
         try:
             t = check_threshold("secure_mean", self.desk.threshold, len(called))
             self.desk.check_cohort(len(called))
@@ -125,6 +127,8 @@ class Exchange:
                     y = checked("its reply", content["reply"], looks)["y"].numpy()
                     (client, number, mark, signature), = fields  # fmt: skip
                     out[k] = [Masked(client, number, y.view(np.uint32), mark, signature)]
+                    said = [f"client {k} refused: {w:.300}" for w in from_text(record["refused"])]
+                    server.refused += [Refused(w, None, server.round, stage) for w in said[:9]]
                 else:
                     out[k] = [KINDS[stage](*m) for m in fields]
             except Exception as e:  # whatever somebody sends: the others go on

@@ -16,7 +16,7 @@ from ..checks import check
 from ..recipe import Recipe
 
 Look = tuple[str, tuple[int, ...]]  # of a tensor: its type and shape
-PAUSE = 0.2  # seconds between two looks for replies
+PAUSE = 0.4  # seconds between two looks for replies: each costs the SuperLink some CPU
 
 
 def pack(tensors: dict[str, Tensor]) -> ArrayRecord:

@@ -54,6 +54,6 @@ def fine_tune(clients: Simulated, theta: Tensor, lr: float, epochs: int = 1) -> 
     rows = theta.expand(N, -1).to(clients.device)
     out = rows.clone()
     for some in (everyone[i : i + there.chunk] for i in range(0, N, there.chunk)):
-        ctx = Context(plain.seed, _AFTER, some, some)
+        ctx = Context(plain.seed, _AFTER, some, some, rows=True)
         out[some] += there.run({"theta": rows[some]}, ctx, there.memory())[0]["delta"]
     return out

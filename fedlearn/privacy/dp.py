@@ -242,4 +242,4 @@ def blind(method: Algorithm) -> Algorithm:
                 "it must do with the noisy sum, e.g. fedavg, fedprox, fedavgm or fedadam"
             ) from e
 
-    return method._replace(server=server)
+    return method._replace(server=server, folds=server)

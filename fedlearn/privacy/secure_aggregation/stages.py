@@ -54,10 +54,10 @@ def secure_mean(
         Bonawitz et al., 2017, "Practical secure aggregation for privacy-preserving machine
         learning", Figure 4; the weights as in its introduction: clients send (n_k delta_k, n_k).
 
-    Differs from the paper: all clients live in this process, so keys and shares are exchanged when
-    the round's first client masks; bytes of keys and shares are not in ``Round.received``, see
-    ``secure_sum``. The loop itself still holds n_k and the training loss of each client, for its
-    own books.
+    Differs from the paper: with ``Simulated`` all clients live in this process, so keys and shares
+    are exchanged when the round's first client masks; bytes of keys and shares are not in
+    ``Round.received``, see ``secure_sum``. Over Flower the messages travel. In this process the
+    loop itself still holds n_k and the training loss of each client, for its own books.
     """
     code = FixedPoint(bound, total, bits)
     t = threshold
@@ -67,7 +67,7 @@ def secure_mean(
     name = f"{bound:g}, {total}"
     return (
         Rowwise(f"mask({name})", desk.mask, private=True, plain=True),
-        Reduce("sum mod 2**32", add, plain=True),
+        Reduce("sum mod 2**32", add, plain=True, fold=add),
         After("unmask()", desk.reveal, plain=True),
     )
 
