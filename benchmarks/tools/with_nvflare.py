@@ -1,7 +1,7 @@
 """The same run in NVFlare: 5 clients, 3 rounds of FedAvg, full batches, E = 5, lr 0.5.
 
 NVFlare starts a process for each client, with this file as its script. It needs an environment of
-its own, because its pinned Flask and gRPC are not those of Flower, and it runs without a network:
+its own, because its protobuf isn't Flower's; it was run without a network:
 
     python -m venv /tmp/nv && /tmp/nv/bin/pip install -e . nvflare==2.9.0
     OMP_NUM_THREADS=1 unshare -n sh -c \
