@@ -3,9 +3,9 @@
 NVFlare starts a process for each client, with this file as its script. It needs an environment of
 its own, because its protobuf isn't Flower's; it was run without a network:
 
-    python -m venv /tmp/nv && /tmp/nv/bin/pip install -e . nvflare==2.9.0
+    python -m venv nv-env && nv-env/bin/pip install -e . nvflare==2.9.0
     OMP_NUM_THREADS=1 unshare -n sh -c \
-        'ip link set lo up && /tmp/nv/bin/python benchmarks/tools/with_nvflare.py'
+        'ip link set lo up && nv-env/bin/python benchmarks/tools/with_nvflare.py'
 """
 
 import importlib.metadata

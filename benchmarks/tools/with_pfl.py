@@ -2,8 +2,8 @@
 
 Needs an environment of its own, because pfl 0.6 pins ``dp-accounting`` below 0.6:
 
-    python -m venv /tmp/pfl && /tmp/pfl/bin/pip install -e . pfl==0.6.0
-    OMP_NUM_THREADS=1 /tmp/pfl/bin/python benchmarks/tools/with_pfl.py
+    python -m venv pfl-env && pfl-env/bin/pip install -e . pfl==0.6.0
+    OMP_NUM_THREADS=1 pfl-env/bin/python benchmarks/tools/with_pfl.py
 """
 
 import importlib.metadata
