@@ -29,7 +29,7 @@ ROOMS = (
         "panels",
     ),
 )
-LIMITS = {"core": (3_620, 1_680), "all": (18_500, None)}  # lines, lines of code
+LIMITS = {"core": (3_620, 1_680), "all": (18_600, None)}  # lines, lines of code
 QUIET = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 QUIET |= {tokenize.ENDMARKER}
 PRAGMA = re.compile(r"\s*# (type: ignore|noqa).*")  # ruff does not count it either
