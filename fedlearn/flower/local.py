@@ -220,11 +220,8 @@ class Local:
     def environment(self) -> dict[str, str]:
         """What Flower's programs are started with: its own state, and no way out of the machine."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("FLWR_")}
-        for name in (
-            "FORCE_COLOR",
-            "CLICOLOR_FORCE",
-        ):  # Jupyter sets them; answers are read as JSON
-            kept.pop(name, None)
+        colours = {"FORCE_COLOR", "CLICOLOR_FORCE"}  # Jupyter wants them; answers are read as JSON
+        kept = {k: v for k, v in kept.items() if k not in colours}
         here = ",".join(filter(None, [kept.get("NO_PROXY"), HOST, "localhost"]))
         scripts = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
         return kept | {
