@@ -106,13 +106,24 @@ class Local:
         self.start_link()
         self.say(f"SuperLink on {self.address}, TLS")
         for k in range(N):
-            self.flwr("supernode", "register", str(self.keys / f"node-{k}.pub"))
+            self._register(k)
             self.say(f"key of node {k} registered")
         for k in range(N):
             self.start_node(k)
         for k in range(N):
             self.joined(k)
             self.say(f"node {k} has joined")
+
+    def _register(self, k: int) -> None:
+        """Three times, if need be: a SuperLink that has just begun may be busy."""
+        for left in (2, 1, 0):
+            try:
+                self.flwr("supernode", "register", str(self.keys / f"node-{k}.pub"))
+                return
+            except RuntimeError as e:
+                if "Internal server error" not in str(e) or not left:
+                    raise
+                time.sleep(1.0)
 
     def start_link(self) -> None:
         """Start the SuperLink, or start it again on the state that it left."""
