@@ -20,11 +20,12 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from speed import network, plain_loop
 
-from fedlearn import Recipe, Simulated, algorithms, federate, model, plots
+from fedlearn import Recipe, Simulated, algorithms, federate, model
 from fedlearn.partition.files import write_whole
 from fedlearn.rng import Use, numpy_rng
 
@@ -113,7 +114,7 @@ def main() -> None:
         "local epochs": EPOCHS,
     }
     text = [__doc__.split("\n\n")[0], ""]
-    fig, axes = plots.plt.subplots(1, 3, figsize=(13, 4))
+    fig, axes = plt.subplots(1, 3, figsize=(13, 4))
     for ax, (title, work), (name, sizes) in zip(axes, grow.items(), along.items(), strict=True):
         got = [measured(*w) for w in work]
         fits = {k: exponent(sizes, [g[k] for g in got]) for k in ("seconds", "MB")}
