@@ -290,9 +290,10 @@ def downlink(algorithm: Algorithm, stage: Rowwise) -> Algorithm:
     def message(state: State) -> Message:
         return algorithm.message(own(state))
 
-    down, folds = stage.wire or (lambda w: w), algorithm.folds is algorithm.server
-    made = algorithm._replace(init=init, server=server, idle=idle, message=message, down=down)
-    return made._replace(folds=server if folds else None)
+    down, folds = stage.wire or (lambda w: w), server if algorithm.folding else None
+    return algorithm._replace(
+        init=init, server=server, idle=idle, message=message, folds=folds, down=down
+    )
 
 
 def _uniform(ctx: Context, like: Tensor, shared: bool = False) -> Tensor:

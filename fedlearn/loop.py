@@ -166,10 +166,11 @@ class Run:
         if self._cohort is None or self._cohort[0] != t:
             of = self.clients.count, self.recipe.seed, t
             self._cohort = t, asked(self.call, of)
-            called = len(np.unique(self._cohort[1].called))
-            whole_crowd = called == self.clients.count or not self.recipe.algorithm.down
-            rule = "every client: a compressed broadcast tells only what is new, round by round"
-            check(self.name, f"the cohort of round {t}", called, whole_crowd, rule, "cohort=None")
+            if self.recipe.algorithm.down:
+                called, N = len(np.unique(self._cohort[1].called)), self.clients.count
+                rule = "every client: a compressed broadcast tells only what is new, round by round"
+                whole_crowd, what = called == N, f"the cohort of round {t}"
+                check(self.name, what, called, whole_crowd, rule, "cohort=None")
         return self._cohort[1]._replace(secret=self.recipe.secret, rows=self.deltas)
 
     def keep(

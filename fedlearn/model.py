@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .checks import is_whole
 from .data import check_labels
-from .diagnostics.measures import evaluator
+from .diagnostics.evaluation import evaluator
 from .module import from_module, to_module, without_batch_norm
 from .rng import Use, numpy_rng
 from .task import Loss, Task, binary_cross_entropy, cross_entropy, squared_error, views, wide

@@ -119,7 +119,7 @@ class Simulated:
         method, rule = self.recipe.algorithm, self.recipe.pipeline.reduce
         if K * d <= _KEPT:
             return None
-        if rule.fold and method.folds is method.server and not ctx.rows:
+        if rule.fold and method.folding and not ctx.rows:
             return rule.fold
         server = method.server.__qualname__.split(".")[0]
         who = rule.name if rule.fold is None else "deltas=True" if ctx.rows else server

@@ -75,14 +75,13 @@ class Context(NamedTuple):
         with n > 0.
         """
         ctx = self.keep(reply["came"].numpy()) if "came" in reply else self
-        if "each" in reply:
-            rows = {k: v for k, v in reply.items() if k not in ("each", "sane")}
+        K, n = len(ctx.answered), reply["n"]
+        if "each" in reply:  # added up: a row for all, and the books' numbers of each
+            n, rows = reply["each"], {k: reply[k] for k in reply.keys() - {"each", "sane"}}
+            check("clients.run", "reply['each']", tuple(n.shape), n.shape == (K,), f"({K},)", "n")
             check_rows("clients.run", rows, len(reply["n"]), "loss", "n")
-            reply = {"n": reply["each"]}
-            check_rows("clients.run", reply | {"delta": reply["n"][:, None]}, len(ctx.answered))
         else:
-            check_rows("clients.run", reply, len(ctx.answered), "loss", "n")
-        n = reply["n"]
+            check_rows("clients.run", reply, K, "loss", "n")
         good = bool(((n > 0) & n.isfinite()).all())
         check("clients.run", "reply['n']", n.tolist(), good, "> 0 and finite", "shards.n")
         return ctx
@@ -147,6 +146,11 @@ class Wire(NamedTuple):
     def bits(self) -> int:
         """All of it: numbers * width + side."""
         return self.numbers * self.width + self.side
+
+    @classmethod
+    def of(cls, v: Tensor) -> "Wire":
+        """A vector (..., d) in full: each of d numbers in all its bits."""
+        return cls(v.shape[-1], v.shape[-1], 8 * v.element_size())
 
 
 class Rowwise(NamedTuple):
@@ -243,7 +247,7 @@ class Pipeline(NamedTuple):
 
     def wire(self, delta: Tensor) -> Wire:
         """What one row of ``delta`` (R, d) costs behind the client's stages."""
-        out = in_full = Wire(delta.shape[1], delta.shape[1], 8 * delta.element_size())
+        out = in_full = Wire.of(delta)
         for stage in self.on_client:
             out = stage.wire(out) if stage.wire else in_full
         return out

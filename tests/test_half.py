@@ -13,7 +13,7 @@ from fedlearn import aggregate as A
 from fedlearn.attacks import byzantine
 from fedlearn.descend import descend
 from fedlearn.diagnostics import cosines, drift, gradient_dissimilarity, weight_divergence
-from fedlearn.diagnostics.measures import evaluator
+from fedlearn.diagnostics.evaluation import evaluator
 from fedlearn.diagnostics.recipes import describe
 from fedlearn.federated_optimizer import SGD
 from fedlearn.model import from_module, mlp, softmax_regression

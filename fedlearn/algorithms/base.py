@@ -54,6 +54,11 @@ class Algorithm(NamedTuple):
     folds: Callable[[State, Tensor, Reply, Tensor], State] | None = None
     down: Callable[[Wire], Wire] | None = None
 
+    @property
+    def folding(self) -> bool:
+        """Whether ``folds`` speaks of this very server."""
+        return self.folds is self.server
+
 
 def theta_alone(state: State) -> Message:
     """What most methods broadcast: theta and nothing else of the server's state."""
@@ -79,7 +84,7 @@ def broadcast(algorithm: Algorithm, message: Message, t: int) -> int:
     theta, whole = message["theta"], nbytes(message)
     if algorithm.down is None or t == 0:  # before round 0 nobody has a theta
         return whole
-    in_full = Wire(theta.shape[-1], theta.shape[-1], 8 * theta.element_size())
+    in_full = Wire.of(theta)
     return whole - in_full.bits // 8 - -algorithm.down(in_full).bits // 8
 
 

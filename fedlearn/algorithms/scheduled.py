@@ -44,7 +44,7 @@ def scheduled(make: Callable[[float], Algorithm], lr: Callable[[int], float]) ->
         inner = {k: v for k, v in state.items() if k != "t"}
         return {**make(lr(state["t"])).server(inner, delta, reply, p), "t": state["t"] + 1}
 
-    folds = server if first.folds is first.server else None
+    folds = server if first.folding else None
     return first._replace(
         init=init, client=client, server=server, message=message, idle=idle, folds=folds
     )

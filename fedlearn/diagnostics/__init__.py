@@ -1,13 +1,12 @@
 """How uneven the data are, how far clients drift: numbers with a formula; how two runs differ."""
 
 from . import quadratics
+from .evaluation import client_metrics, evaluator
 from .measures import (
     client_gradients,
-    client_metrics,
     cosines,
     drift,
     effective_classes,
-    evaluator,
     gini,
     gradient_dissimilarity,
     jensen_shannon,

@@ -4,7 +4,6 @@ Notation: client k of N holds n_k examples, p_k = n_k / n; q_{k,c} is the share 
 them, q_c = Σ_k p_k q_{k,c} its share overall.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,55 +11,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check, number
-from ..data import check_population, fit, like
+from ..data import check_population, like
 from ..task import Task, wide
-from .answers import decision
-
-
-def evaluator(task: Task, x: Tensor, y: Tensor) -> Callable[[Tensor], dict[str, float]]:
-    """A function of theta alone: mean loss and accuracy on x, y. Give it to ``federate``.
-
-    It is theta (d,) -> {"loss": mean, "accuracy": share of answers that are right, 0 to 1}.
-
-    There is an accuracy where an answer can be right: the class with the highest of scores
-    (B, C, ...), where y holds classes (words: each counts, those with -100, which PyTorch's losses
-    ignore, don't), and the sign of one score where y is 0 or 1 (a loss that takes probabilities:
-    above a half). Not for regression, and not for several labels an example.
-
-    Args:
-        task: The model and its loss.
-        x: (m, ...), m >= 1.
-        y: (m, ...) classes or targets. ValueError if x and y don't fit the model and its loss, as
-            for ``Simulated``. Both are copied.
-
-    Example:
-        >>> from fedlearn.model import softmax_regression
-        >>> task = softmax_regression(2, 3)
-        >>> evaluator(task, torch.zeros(4, 2), torch.tensor([0, 0, 1, 2]))(task.theta0)
-        {'loss': 1.098612..., 'accuracy': 0.5}
-    """
-    _whole_task("evaluator", task)
-    x, y = (v.clone() for v in fit("evaluator", task, x, y))
-    decide = decision(task, x, y)
-
-    @torch.no_grad()
-    def evaluate(theta: Tensor) -> dict[str, float]:
-        target = like(y, theta)
-        scores = torch.cat([task.predict(theta, like(part, theta)) for part in x.split(10_000)])
-        out = {"loss": wide(task.loss(wide(scores), wide(target))).mean().item()}
-        if decide:
-            right, asked = decide(scores, target)
-            out["accuracy"] = int(right.sum()) / int(asked.sum())  # 342/360 is 0.95
-        return out
-
-    return evaluate
-
-
-def _whole_task(name: str, task: Task) -> None:
-    ok = task.predict is not None and task.loss is not None
-    check(
-        name, "task", "its gradient alone", ok, "a model and its loss", "softmax_regression(64, 10)"
-    )
 
 
 def label_distance(counts: np.ndarray) -> np.ndarray:
@@ -204,24 +156,18 @@ def client_gradients(
     x, y = like(own.x, theta), like(own.y, theta)
     rows = []
     for at, theta_k in zip(
-        own.parts, _each("client_gradients", theta, len(own.parts)), strict=True
+        own.parts, each_model("client_gradients", theta, len(own.parts)), strict=True
     ):
         mask = wide(torch.ones(1, len(at), dtype=theta.dtype, device=theta.device))
         rows.append(task.grad(theta_k[None], x[at][None], y[at][None], mask)[0][0])
     return torch.stack(rows)
 
 
-def _each(name: str, theta: Tensor, N: int) -> Tensor:
+def each_model(name: str, theta: Tensor, N: int) -> Tensor:
     """(N, d), of one theta for all or one a client."""
     fits = theta.dim() == 1 or (theta.dim() == 2 and len(theta) == N)
-    check(
-        name,
-        "theta",
-        tuple(theta.shape),
-        fits,
-        f"(d,), or (N, d) with N={N} clients",
-        "task.theta0",
-    )
+    rule = f"(d,), or (N, d) with N={N} clients"
+    check(name, "theta", tuple(theta.shape), fits, rule, "task.theta0")
     return theta.detach().expand(N, -1)
 
 
@@ -349,60 +295,6 @@ def weight_divergence(theta: Tensor, reference: Tensor) -> float:
             f"{tuple(theta.shape)} and {tuple(reference.shape)}, norm {float(reference.norm()):.3g}"
         )
     return float((theta - reference).norm() / reference.norm())
-
-
-def client_metrics(
-    task: Task, theta: Tensor, x: Tensor, y: Tensor, parts: list[np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Loss and accuracy of one model on every client's own examples, by name, (N,) each.
-
-    Their spread is ``result["accuracy"].std()``, the worst client ``.min()``. Accuracy as for
-    :func:`evaluator`. A client without an example, a hospital that the test set lacks, has no
-    number: the arrays are masked ones then (``numpy.ma``), whose means leave it out, and client k
-    stays at place k.
-
-    Args:
-        task: The model and its loss.
-        theta: (d,); or (N, d), a model a client, judged on that client's examples.
-        x: (n, ...).
-        y: (n, ...). ValueError if x, y and parts don't fit, as for ``Simulated``.
-        parts: N index arrays; not all empty, else ValueError.
-
-    Example:
-        >>> from fedlearn.model import softmax_regression
-        >>> task, x, y = softmax_regression(2, 2), torch.eye(2), torch.tensor([0, 1])
-        >>> client_metrics(task, task.theta0, x, y, [[0], [1]])["accuracy"]
-        array([1., 0.])
-        >>> third = client_metrics(task, task.theta0, x, y, [[0], [], [1]])["accuracy"]
-        >>> third.mask.tolist(), float(third.mean())
-        ([False, True, False], 0.5)
-    """
-    name = "client_metrics"
-    _whole_task(name, task)
-    own = check_population(name, task, x, y, parts, theta, empty=True)
-    x, y, held = like(own.x, theta), like(own.y, theta), own.parts
-    models = _each(name, theta, len(held))
-    sizes = np.array([len(rows) for rows in held])
-    check(name, "parts", sizes.tolist(), bool(sizes.any()), "not all empty", [[0, 2], [1]])
-    rows, owner = np.concatenate(held), np.repeat(np.arange(len(held)), sizes)
-    with torch.no_grad():
-        if theta.dim() == 1:
-            scores = torch.cat([task.predict(theta, part) for part in x.split(10_000)])[rows]
-        else:
-            of = lambda k: [task.predict(models[k], part) for part in x[held[k]].split(10_000)]
-            scores = torch.cat([part for k in np.flatnonzero(sizes) for part in of(k)])
-        counts = {"loss": (task.loss(wide(scores), wide(y[rows])), torch.ones(len(rows)))}
-        if decide := decision(task, own.x, own.y):
-            counts["accuracy"] = decide(scores, y[rows])
-    add = lambda v: np.bincount(owner, v.double().cpu().numpy(), minlength=len(sizes))
-    return {k: _share(*map(add, parts_of)) for k, parts_of in counts.items()}
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole; masked where there is nothing to share."""
-    if whole.all():
-        return part / whole
-    return np.ma.masked_array(np.where(whole > 0, part / np.maximum(whole, 1), np.nan), whole == 0)
 
 
 def _shares(name: str, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,18 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..algorithms.base import (
-    Algorithm,
-    Kept,
-    Message,
-    Reply,
-    Shards,
-    State,
-    Task,
-    descend,
-    theta_alone,
-)
+from ..algorithms.base import Algorithm, Kept, Message, Reply, State, descend, theta_alone
+from ..batches import Shards
 from ..checks import check, positive, whole
+from ..task import Task
 from .base import objective
 
 
@@ -59,14 +51,8 @@ def afl(task: Task, lr: float, gamma: float, N: int) -> Algorithm:
 
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         rows, lam = reply["delta"], state["lam"]
-        check(
-            "afl",
-            "the clients that answer",
-            len(rows),
-            len(rows) == N,
-            f"all N = {N}",
-            f"cohort={N}",
-        )
+        K, rule = len(rows), f"all N = {N}"
+        check("afl", "the clients that answer", K, K == N, rule, f"cohort={N}")
         theta = state["theta"] + lam @ rows
         return {"theta": theta, "lam": to_simplex(lam + gamma * reply["arrival"])}
 

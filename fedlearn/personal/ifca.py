@@ -4,18 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..algorithms.base import (
-    Algorithm,
-    Kept,
-    Message,
-    Reply,
-    Shards,
-    State,
-    Task,
-    descend,
-    theta_alone,
-)
+from ..algorithms.base import Algorithm, Kept, Message, Reply, State, descend, theta_alone
+from ..batches import Shards
 from ..checks import positive, whole
+from ..task import Task
 from .base import objective
 
 

@@ -107,7 +107,7 @@ def adaptive_clip(
         inner = method.server(_without(state), S * delta[:-1], {}, p)
         return {**inner, "clip": S * torch.exp(-lr * (share - quantile))}
 
-    folds = server if method.folds is method.server else None
+    folds = server if method.folding else None
     adapted = Algorithm(init, client, server, message, method.memory, method.task, folds=folds)
     return adapted, _named(private_mean(bound, z, expected), f"adaptive_clip({quantile:g})")
 
