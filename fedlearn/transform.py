@@ -75,11 +75,11 @@ class Context(NamedTuple):
         with n > 0.
         """
         ctx = self.keep(reply["came"].numpy()) if "came" in reply else self
-        K, n = len(ctx.answered), reply["n"]
+        K, n = len(ctx.answered), reply.get("each", reply.get("n"))
         if "each" in reply:  # added up: a row for all, and the books' numbers of each
-            n, rows = reply["each"], {k: reply[k] for k in reply.keys() - {"each", "sane"}}
             check("clients.run", "reply['each']", tuple(n.shape), n.shape == (K,), f"({K},)", "n")
-            check_rows("clients.run", rows, len(reply["n"]), "loss", "n")
+            rows = {k: reply[k] for k in reply.keys() - {"each", "sane"}}
+            check_rows("clients.run", rows, rows.get("n", n[:0]).numel(), "loss", "n")
         else:
             check_rows("clients.run", reply, K, "loss", "n")
         good = bool(((n > 0) & n.isfinite()).all())

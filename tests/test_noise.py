@@ -406,7 +406,17 @@ BENT = {
     "a row is missing": lambda r: {k: v[1:] for k, v in r.items()},
     "one vector": lambda r: {**r, "delta": r["delta"][0]},
     "a loss too many": lambda r: {**r, "loss": torch.cat([r["loss"], r["loss"]])},
+    "added up, without an n of all": lambda r: {**added(r), "n": torch.tensor(1.0)},
+    "added up, without n": lambda r: {k: v for k, v in added(r).items() if k != "n"},
+    "added up, one n of each short": lambda r: {**added(r), "each": r["n"][1:]},
+    "added up, an n of each is 0": lambda r: {**added(r), "each": 0 * r["n"]},
+    "added up, a loss too many": lambda r: {**added(r), "loss": r["loss"]},
 }
+
+
+def added(reply):
+    """What clients of one's own may answer instead: one row for all, and n of each."""
+    return {k: v[:1] for k, v in reply.items()} | {"each": reply["n"]}
 
 
 @pytest.mark.parametrize("name", BENT)
@@ -414,7 +424,7 @@ def test_clients_of_ones_own_whose_reply_has_other_rows_are_refused(name):
     clients = clients_of(chain(mean()), place=Wire)
     asked = clients.run
     clients.run = lambda message, ctx, memory: (BENT[name](asked(message, ctx, memory)[0]), ())
-    with pytest.raises(ValueError, match=r"clients.run: reply\['(delta|n|loss)'\] must be"):
+    with pytest.raises(ValueError, match=r"clients.run: reply\['(delta|n|loss|each)'\] must be"):
         next(federate(clients, rounds=1))
 
 
