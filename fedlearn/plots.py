@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .checks import check
@@ -209,3 +210,36 @@ def digit(ax: Axes, x: Any, shape: Sequence[int], title: str = "") -> Any:
     ax.set_axis_off()
     ax.set_title(title, fontsize=12)
     return image
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Show a figure under a cell with its text alternative: a sentence for who can't see it.
+
+    The sentence stands where a notebook keeps it (``metadata["image/png"]["alt"]``), where pages
+    made from a notebook take it from, and in place of Matplotlib's ``<Figure size ...>``.
+
+    Args:
+        figure: The figure, closed afterwards.
+        alt: What there is to see, in one sentence: the axes, and what the lesson reads off them.
+
+    Raises:
+        ValueError: If ``alt`` isn't a sentence: four words or more, and a full stop.
+
+    Example:
+        >>> show(Figure(), "Loss against rounds: FedAvg falls fast, then stays above the minimum.")
+        Loss against rounds: FedAvg falls fast, then stays above the minimum.
+    """
+    from IPython.core.getipython import get_ipython
+    from IPython.core.pylabtools import print_figure
+    from IPython.display import display
+    from matplotlib import pyplot
+
+    sentence = isinstance(alt, str) and len(alt.split()) > 3 and alt.endswith(".")
+    rule, like = "a sentence with a full stop", '"Loss against rounds: it falls."'
+    check("show", "alt", alt, sentence, rule, like)
+    if get_ipython() is None:  # a script: there is nowhere to show it
+        print(alt)
+    else:
+        both = {"image/png": print_figure(figure, "png", base64=True), "text/plain": alt}
+        display(both, metadata={"image/png": {"alt": alt}}, raw=True)
+    pyplot.close(figure)

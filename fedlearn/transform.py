@@ -75,7 +75,7 @@ class Context(NamedTuple):
         with n > 0.
         """
         ctx = self.keep(reply["came"].numpy()) if "came" in reply else self
-        K, n = len(ctx.answered), reply.get("each", reply.get("n"))
+        K, n = len(ctx.answered), reply.get("each", reply.get("n", torch.empty(0)))
         if "each" in reply:  # added up: a row for all, and the books' numbers of each
             check("clients.run", "reply['each']", tuple(n.shape), n.shape == (K,), f"({K},)", "n")
             rows = {k: reply[k] for k in reply.keys() - {"each", "sane"}}

@@ -25,7 +25,7 @@ LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 ONLY = {  # who may import it, at the top of a file or inside a function
     "ipywidgets": {"panels"},
     "anywidget": {"panels"},
-    "IPython": {"panels"},
+    "IPython": {"panels", "plots"},
     "joblib": {"panels"},
     "matplotlib": {"plots", "panels"},
     "flwr": {"flower"},

@@ -58,7 +58,7 @@ def execute(path: Path, folder: Path) -> tuple[nbformat.NotebookNode, float]:
     (folder / "sitecustomize.py").write_text(OFFLINE)
     env = {
         **os.environ,
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split()]),
         "XDG_CACHE_HOME": str(folder),
         "FEDLEARN_FAST": "1",
         "OMP_NUM_THREADS": "1",  # a notebook a core

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import io
 
 import matplotlib as mpl
+import nbformat
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from nbclient import NotebookClient
 
 from fedlearn import plots
 from fedlearn.history import History
@@ -160,3 +163,25 @@ def test_use_sets_the_style_for_good():
     with mpl.rc_context():
         plots.use()
         assert mpl.rcParams["axes.grid"] and mpl.rcParams["font.size"] == 13
+
+
+def test_a_shown_figure_is_a_picture_with_its_sentence(tmp_path):
+    """As a notebook stores it: once, whatever the inline backend would have shown by itself."""
+    nb = nbformat.v4.new_notebook()
+    code = (
+        "from matplotlib import pyplot as plt\nfrom fedlearn import plots\n"
+        "fig, ax = plt.subplots()\nax.plot([3, 1])\n"
+        "plots.show(fig, 'A line that falls from 3 to 1.')"
+    )
+    nb.cells = [nbformat.v4.new_code_cell(code)]
+    NotebookClient(nb, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    (output,) = nb.cells[0].outputs
+    assert output.data["text/plain"] == "A line that falls from 3 to 1."
+    assert output.metadata["image/png"]["alt"] == "A line that falls from 3 to 1."
+    assert base64.b64decode(output.data["image/png"]).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("alt", [None, "", "loss", "A line that falls from 3 to 1", 3])
+def test_a_figure_without_a_sentence_is_refused(alt):
+    with pytest.raises(ValueError, match="show: alt must be a sentence with a full stop, got"):
+        plots.show(Figure(), alt)
