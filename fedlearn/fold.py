@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .algorithms import Reply
-from .task import weighted, wide
+from .task import weighted
 from .transform import Memory
 
 Rule = Callable[[Tensor, Tensor], Tensor]  # (R, d), p (R,) -> (d,), see Reduce.fold
@@ -66,7 +66,7 @@ def join(done: Done, K: int, rule: Rule | None) -> tuple[Reply, tuple[Memory, ..
         each = reply.pop("each", some["n"].new_empty(K))
         sane = reply.pop("sane", torch.ones_like(each, dtype=torch.bool))
         each[at], one = some["n"], _one(some, rule)
-        if not bool(one["delta"].isfinite().all()):
+        if not one["delta"].sum().isfinite():  # then look whose fault it is
             sane[at] = some["delta"].isfinite().all(1)
         before = {k: torch.cat([reply[k], v]) for k, v in one.items()} if reply else None
         reply = {**(_one(before, rule) if before else one), "each": each, "sane": sane}
@@ -77,7 +77,7 @@ def _one(reply: Reply, rule: Rule) -> Reply:
     """Some rows as one row, with all their weight."""
     n = reply["n"]
     p = n / n.sum()
-    mean = lambda v: weighted(p, v.flatten(1)).reshape(1, *v.shape[1:])
-    out = {k: mean(v) if v.dim() > 1 else (p.to(wide(v)) @ wide(v))[None] for k, v in reply.items()}
+    mean = lambda v: weighted(p, v.reshape(len(v), -1)).reshape(1, *v.shape[1:])
+    out = {k: mean(v) for k, v in reply.items() if k != "delta"}
     out |= {"delta": rule(reply["delta"], p)[None], "n": n.sum()[None]}
     return out | ({"seconds": reply["seconds"].max()[None]} if "seconds" in reply else {})

@@ -169,8 +169,8 @@ class Run:
             if self.recipe.algorithm.down:
                 called, N = len(np.unique(self._cohort[1].called)), self.clients.count
                 rule = "every client: a compressed broadcast tells only what is new, round by round"
-                whole_crowd, what = called == N, f"the cohort of round {t}"
-                check(self.name, what, called, whole_crowd, rule, "cohort=None")
+                what = f"the cohort of round {t}"
+                check(self.name, what, called, called == N, rule, "cohort=None")
         return self._cohort[1]._replace(secret=self.recipe.secret, rows=self.deltas)
 
     def keep(

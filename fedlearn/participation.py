@@ -38,7 +38,7 @@ def asked(call: Call, of: tuple[int, int, int]) -> Context:
         ok = isinstance(S, np.ndarray) and S.ndim == 1 and S.dtype.kind == "i"
         ok = ok and bool(((S >= 0) & (S < n)).all())
         check("cohort", name, S, ok, f"an array of client numbers 0..{n - 1}", "np.array([0, 1])")
-    some = bool(np.isin(ctx.answered, ctx.called).all())
+    some = ctx.answered is ctx.called or bool(np.isin(ctx.answered, ctx.called).all())
     check("cohort", "answered", ctx.answered, some, "among those called", "ctx.keep(there)")
     w, K = ctx.work, len(ctx.answered)
     ok = w is None or (np.shape(w) == (K,) and bool(((w >= 0) & (w <= 1)).all()))

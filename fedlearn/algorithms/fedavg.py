@@ -41,7 +41,7 @@ def fedavg(
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         theta = message["theta"]
         theta_k, _, loss = descend(task, theta, shards, lr, beta=beta, weight_decay=weight_decay)
-        return {"delta": theta_k - theta, "loss": loss}, memory
+        return {"delta": theta_k.sub_(theta), "loss": loss}, memory
 
     def server(state: State, delta: Tensor, reply: Reply, p: Tensor) -> State:
         return {"theta": state["theta"] + server_lr * delta}

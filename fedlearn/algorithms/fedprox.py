@@ -40,6 +40,6 @@ def fedprox(task: Task, lr: float, mu: float, server_lr: float = 1.0) -> Algorit
     def client(message: Message, shards: Shards, memory: Kept) -> tuple[Reply, Kept]:
         theta = message["theta"]
         theta_k, _, loss = descend(task, theta, shards, lr, mu=mu)
-        return {"delta": theta_k - theta, "loss": loss}, memory
+        return {"delta": theta_k.sub_(theta), "loss": loss}, memory
 
     return fedavg(task, lr, server_lr)._replace(client=client)

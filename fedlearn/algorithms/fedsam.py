@@ -45,6 +45,6 @@ def fedsam(task: Task, lr: float, rho: float, server_lr: float = 1.0) -> Algorit
 
         theta = message["theta"]
         theta_k, _, loss = descend(task, theta, shards, lr, grad=sharp)
-        return {"delta": theta_k - theta, "loss": loss}, memory
+        return {"delta": theta_k.sub_(theta), "loss": loss}, memory
 
     return fedavg(task, lr, server_lr)._replace(client=client)
