@@ -75,18 +75,16 @@ class Simulated:
         most_gb: float = 4.0,
     ):
         own = check_population("Simulated", recipe.algorithm.task, x, y, parts, recipe.theta)
-        if chunk is not None:
-            whole("Simulated", "chunk", chunk)
+        whole("Simulated", "chunk", 1 if chunk is None else chunk)
         whole("Simulated", "workers", workers, example=2)
         positive("Simulated", "most_gb", most_gb, 4.0)
         if fleet is not None:
             check_fleet("Simulated", fleet, len(own.parts))
-        self.recipe, self.count, self.fleet = recipe, len(own.parts), fleet
-        self.parts, self.names, self.device = own.parts, own.names, torch.device(device)
-        theta = recipe.theta.to(self.device)
+        self.recipe, self.fleet, self.workers, self.most_gb = recipe, fleet, workers, most_gb
+        self.parts, self.names, self.count = own.parts, own.names, len(own.parts)
+        self.device, theta = torch.device(device), recipe.theta.to(device)
         self.x, self.y = like(own.x, theta, copy=True), like(own.y, theta, copy=True)
         self.chunk = chunk or min(100, max(1, _CACHE // recipe.theta.numel()))
-        self.workers, self.most_gb = workers, most_gb
 
     def memory(self) -> Memories:
         """What the clients of a new run remember, {name: (N, ...)} each."""
@@ -102,25 +100,24 @@ class Simulated:
         """
         who = ctx.answered
         once = not any(memory) or len(np.unique(who)) == len(who)
-        rule = "without a client twice, for they remember something: draw without replacement"
-        check("Simulated", "the cohort", who, once, rule, "weighted(k, sizes, replace=False)")
+        must = "without a client twice, for they remember something: draw without replacement"
+        check("Simulated", "the cohort", who, once, must, "weighted(k, sizes, replace=False)")
         n = np.array([len(self.parts[k]) for k in who], np.int64)
         order = np.argsort(n, kind="stable")  # clients of like sizes together: little is padded
-        cuts = np.split(order, range(self.chunk, len(order), self.chunk))
-        if len(cuts) == 1 and len(self._pieces(order, n)) == 1:
+        rule, chunks = self._rule(message, ctx), range(self.chunk, len(order), self.chunk)
+        many = self.workers if rule is None and ctx.work is None else 1
+        cuts = [piece for c in np.split(order, chunks) for piece in self._pieces(c, n, many)]
+        if len(cuts) == 1:
             return self._train(message, ctx, memory)
-        cuts = [piece for cut in cuts for piece in self._pieces(cut, n)]
-        done = self._side_by_side(cuts, message, ctx, memory)
-        return join(done, len(who), self._rule(message, ctx))
+        return join(self._side_by_side(cuts, message, ctx, memory), len(who), rule)
 
     def _rule(self, message: Message, ctx: Context) -> Rule | None:
         """How to add up the rows as they come; None to keep them all, which may be refused."""
         K, d = len(ctx.answered), message["theta"].shape[-1]
         method, rule = self.recipe.algorithm, self.recipe.pipeline.reduce
-        if K * d <= _KEPT:
-            return None
-        if rule.fold and method.folding and not ctx.rows:
-            return rule.fold
+        small = K * d <= _KEPT
+        if small or (rule.fold and method.folding and not ctx.rows):
+            return None if small else rule.fold
         server = method.server.__qualname__.split(".")[0]
         who = rule.name if rule.fold is None else "deltas=True" if ctx.rows else server
         gb = K * d * message["theta"].element_size() / 1e9
@@ -141,14 +138,20 @@ class Simulated:
             for i in range(0, len(cuts), self.workers):  # no more than these are held at once
                 yield from pool.map(train, cuts[i : i + self.workers])
 
-    def _pieces(self, cut: np.ndarray, n: np.ndarray) -> list[np.ndarray]:
-        """A chunk, smallest client first; in pieces if a large one would pad the others beyond."""
-        largest = int(n[cut[-1]]) if len(cut) else 0
+    def _pieces(self, cut: np.ndarray, n: np.ndarray, many: int) -> list[np.ndarray]:
+        """A chunk, smallest client first; in pieces if a large one would pad the others beyond.
+
+        Else ``many``, if no client waits for another: padding may change the last bit.
+        """
+        if len(cut) < 2:
+            return [cut]
+        least, largest = int(n[cut[0]]), int(n[cut[-1]])
         B = min(self.recipe.batch or largest, largest)
         one = B * self.x[0].numel() + 8 * self.recipe.epochs * largest  # numbers that it lays out
-        if len(cut) < 2 or one * len(cut) <= _PADDED:
-            return [cut]
-        return [piece for half in np.array_split(cut, 2) for piece in self._pieces(half, n)]
+        if one * len(cut) <= _PADDED:
+            alike = least >= B and -(-least // B) == -(-largest // B)
+            return np.array_split(cut, min(many, len(cut)) if alike else 1)
+        return [piece for half in np.array_split(cut, 2) for piece in self._pieces(half, n, many)]
 
     def _train(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
         rows = torch.from_numpy(ctx.answered).to(self.device)

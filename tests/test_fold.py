@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +13,17 @@ import torch
 from problems import METHODS, Problem, hidden, problem
 from problems import run as run_of
 
-from fedlearn import Recipe, Simulated, aggregate, algorithms, collect, federate, fold, personal
+from fedlearn import (
+    Recipe,
+    Simulated,
+    aggregate,
+    algorithms,
+    collect,
+    federate,
+    fold,
+    model,
+    personal,
+)
 from fedlearn import simulated as place
 from fedlearn.attacks.byzantine import Byzantine, sign_flip
 from fedlearn.compress import downlink, error_feedback, top_k
@@ -20,6 +31,7 @@ from fedlearn.fleet import fleet
 from fedlearn.history import Diverged
 from fedlearn.privacy import adaptive_clip, dp_federate, private_mean
 from fedlearn.privacy.secure_aggregation import secure_mean
+from fedlearn.rng import Use, numpy_rng
 from fedlearn.transform import chain, clip, noise
 
 close = lambda a, b: torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-11)  # float64
@@ -200,6 +212,40 @@ def test_workers_change_no_bit(method):
         c = made(p, METHODS[method](p.closed_form), chunk=2, workers=workers)
         some = list(federate(c, rounds=4, cohort=5))
         assert all(torch.equal(a.theta, b.theta) for a, b in zip(one, some, strict=True))
+
+
+@pytest.mark.parametrize("sizes", [[20] * 10, [10, 31, 12, 57, 10], [3, 4, 6, 9, 10, 12, 57]])
+@pytest.mark.parametrize("batch", [10, None])
+def test_workers_share_a_chunk_without_changing_a_bit(sizes, batch):
+    """Wide enough for MKL to take other ways for other shapes: no client is padded otherwise."""
+    task, parts = model.mlp(300, 50, 10), np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    rng, recipe = (
+        numpy_rng(0, Use.TOY),
+        Recipe(algorithms.fedavg(task, 0.1), task.theta0, batch=batch),
+    )
+    x, y = rng.random((sum(sizes), 300), np.float32), rng.integers(0, 10, sum(sizes))
+    one, *others = (
+        next(federate(Simulated(recipe, x, y, parts, workers=w), rounds=1)).deltas
+        for w in (1, 2, 3, 8)
+    )
+    assert all(torch.equal(one, other) for other in others)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_two_workers_train_two_halves_of_one_chunk(workers):
+    task, seen = model.softmax_regression(3, 2), []
+    at_once, method = threading.Barrier(workers, timeout=10), algorithms.fedavg(task, 0.1)
+
+    def client(message, shards, memory):  # type: ignore[no-untyped-def]
+        at_once.wait()  # breaks, unless all of them are in it
+        seen.append(len(shards.n))
+        return method.client(message, shards, memory)
+
+    recipe = Recipe(method._replace(client=client), task.theta0, batch=5)
+    parts = np.split(np.arange(60), 6)
+    clients = Simulated(recipe, torch.ones(60, 3), torch.ones(60).long(), parts, workers=workers)
+    next(federate(clients, rounds=1))
+    assert seen == [6 // workers] * workers
 
 
 def test_workers_of_a_folded_run_change_no_bit(folding):
