@@ -12,6 +12,7 @@ import pytest
 import torch
 from problems import METHODS, Problem, hidden, problem
 from problems import run as run_of
+from torch import nn
 
 from fedlearn import (
     Recipe,
@@ -246,6 +247,22 @@ def test_two_workers_train_two_halves_of_one_chunk(workers):
     clients = Simulated(recipe, torch.ones(60, 3), torch.ones(60).long(), parts, workers=workers)
     next(federate(clients, rounds=1))
     assert seen == [6 // workers] * workers
+
+
+@pytest.mark.parametrize("stacked", [True, False, None])
+def test_workers_share_a_module_without_meeting_in_it(stacked):
+    """A module's layers stand in it while it runs: two clients in one net would be one too many."""
+    net = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 10))
+    rng = numpy_rng(0, Use.TOY)
+    x, y = rng.random((800, 30), np.float32), rng.integers(0, 10, 800)
+    parts = np.split(np.arange(800), 8)
+    runs = []
+    for workers in (1, 4):
+        task = model.from_module(net, stacked=stacked)  # anew: all threads look at its examples
+        recipe = Recipe(algorithms.fedavg(task, 0.1), task.theta0, batch=5)
+        clients = Simulated(recipe, x, y, parts, chunk=1, workers=workers)
+        runs.append(list(federate(clients, rounds=3)))
+    assert all(torch.equal(a.theta, b.theta) for a, b in zip(*runs, strict=True))
 
 
 def test_workers_of_a_folded_run_change_no_bit(folding):

@@ -1,16 +1,20 @@
 """A module without batch statistics, and copies that share nothing with their original."""
 
 import copy
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
 
-def copied(name: str, module: nn.Module) -> nn.Module:
-    """A module that shares no number with the given one; ValueError of ``name`` if it can't be."""
+def copied(name: str, module: nn.Module, *, shared: Iterable[Tensor] = ()) -> nn.Module:
+    """A module that shares no number with the given one but those ``shared``.
+
+    ValueError of ``name`` if it can't be copied.
+    """
     held = [v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor)]
     derived = {id(v): v.detach().clone() for v in held if not v.is_leaf}  # prune, weight_norm
     try:
-        return copy.deepcopy(module, derived)
+        return copy.deepcopy(module, derived | {id(v): v for v in shared})
     except Exception as e:  # whatever a student's own attribute can't do
         why = " ".join(str(e).split())[:150]
         raise ValueError(

@@ -1,8 +1,10 @@
 """A module as a function of its layers and x, and what the first examples show of it."""
 
 import contextlib
+import itertools
 import math
 import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,7 @@ from .norm import copied
 from .passes import sequential, stack
 
 _NAME = "from_module"
+_LOOKING = threading.RLock()  # a look compares generators that all threads draw from
 
 
 class Runner:
@@ -34,13 +37,20 @@ class Runner:
         self.theta0 = torch.cat([p.reshape(-1) for p in trained.values()])
         self.stacked, self.must_stack = False, False
         self._looked = self._done = self._judged = False
+        self._nets: dict[int, nn.Module] = {}
 
     def scores(self, layers: Any, x: Tensor) -> Tensor:
-        """The forward of these layers, on a copy of x: it may write into its input."""
+        """The forward of these layers, on a copy of x: it may write into its input.
+
+        In a net of this thread's own: the layers stand in it while it runs. Numbers are shared.
+        """
+        me = threading.get_ident()
+        if me not in self._nets:
+            numbers = itertools.chain(self.net.parameters(), self.net.buffers())
+            self._nets[me] = copied(_NAME, self.net, shared=numbers)
         rest = {k: v.to(x.device) for k, v in self.fixed.items()}
-        out: Tensor = functional_call(
-            self.net, {**dict(zip(self.names, layers)), **rest}, (x.clone(),)
-        )
+        given = {**dict(zip(self.names, layers)), **rest}
+        out: Tensor = functional_call(self._nets[me], given, (x.clone(),))
         return out
 
     def look(
@@ -53,6 +63,10 @@ class Runner:
         """
         if (self._done and (self._judged or y is None)) or not len(x) or _traced(x):
             return
+        with _LOOKING:
+            self._look(kind, x, y, losses)
+
+    def _look(self, kind: torch.dtype, x: Tensor, y: Tensor | None, losses: Loss | None) -> None:
         at, differ = _two(x)
         few = x[at].detach()
         if not self._done and (differ or not self._looked):
