@@ -11,6 +11,7 @@ straight lines through the logarithms: 1 is proportional, 0 is free.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import resource
@@ -30,6 +31,7 @@ from fedlearn.partition.files import write_whole
 from fedlearn.rng import Use, numpy_rng
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "tests"))  # for Flower's grid without a network
 TWO_NN, LINEAR = (784, 200, 200, 10), (784, 10)
 SIZES = [LINEAR, (784, 50, 10), TWO_NN, (784, 1000, 10)]
 NUMBERS = [100, 300, 1_000, 3_000, 10_000]
@@ -51,12 +53,14 @@ def one(clients: int, each: int, dims: tuple[int, ...], epochs: int, workers: in
     y = torch.from_numpy(rng.integers(0, 10, clients * each))
     parts = list(np.arange(clients * each).reshape(clients, each))
     task = model.mlp(*dims)
+    method, _, letter = method.partition(", ")
     made = {
         "fedavg": lambda: algorithms.fedavg(task, 0.05),
         "scaffold": lambda: algorithms.scaffold(task, 0.05, n_total=len(y)),
     }[method]()
     recipe = Recipe(made, task.theta0, batch=10, epochs=epochs)
-    run = federate(Simulated(recipe, x, y, parts, workers=workers), rounds=10**6)
+    place = Simulated(recipe, x, y, parts, workers=workers)
+    run = federate(letters(recipe, x, y, parts) if letter else place, rounds=10**6)
     plain = plain_loop(network(*dims), x, y, parts, clients) if beside else None
     ours, theirs, memory = [], [], 0.0
     for _ in range(rounds):
@@ -70,6 +74,20 @@ def one(clients: int, each: int, dims: tuple[int, ...], epochs: int, workers: in
             theirs.append(time.perf_counter() - start)
     out = {"seconds": statistics.median(ours), "MB": memory}
     return out | ({"plain": statistics.median(theirs)} if plain else {})
+
+
+def letters(recipe: Recipe, x: torch.Tensor, y: torch.Tensor, parts: list[np.ndarray]):  # type: ignore[no-untyped-def]
+    """The clients as Flower apps in this process: every message is packed, sent and checked."""
+    from flwr.supercore.task_identity import TaskIdentity
+    from test_flower import Loopback
+
+    from fedlearn.flower import GridClients, client_app
+
+    for name in ("_run_id", "_node_id", "_task_id"):
+        setattr(TaskIdentity, name, 1)  # which Flower's own processes are told at their start
+    own = lambda context: parts[context.node_config["partition-id"]]
+    app = client_app(lambda context: (recipe, x, y, own(context)))
+    return GridClients(recipe, Loopback(app, len(parts)), {k: 100 + k for k in range(len(parts))})
 
 
 def measured(*workload, rounds: int = 3, beside: bool = False) -> dict[str, float]:  # type: ignore[no-untyped-def]
@@ -140,6 +158,11 @@ def main() -> None:
     large = [(2_000, 6, TWO_NN, 1, 1, "scaffold")]
     text += ["## Clients that remember: memory in a file", ""]
     text += [*table([(w, measured(*w, rounds=2)) for w in large]), ""]
+    if importlib.util.find_spec("flwr"):
+        both = ("fedavg", "fedavg, Flower's messages")
+        apart = [(100, 60, dims, 1, 1, how) for dims in (LINEAR, TWO_NN) for how in both]
+        text += ["## Over Flower's messages, in one process", ""]
+        text += [*table([(w, measured(*w, rounds=3)) for w in apart]), ""]
     text += [f"torch {torch.__version__}, Python {sys.version.split()[0]}. ![](scale.png)", ""]
     print("\n".join(text), flush=True)
     write_whole(HERE / "scale.md", "\n".join(text).encode())
