@@ -65,16 +65,18 @@ def join(done: Done, K: int, rule: Rule | None) -> tuple[Reply, tuple[Memory, ..
             continue
         each = reply.pop("each", some["n"].new_empty(K))
         sane = reply.pop("sane", torch.ones_like(each, dtype=torch.bool))
-        each[at], one = some["n"], _one(some, rule)
+        each[at], one = some.get("each", some["n"]), _one(some, rule)
         if not one["delta"].sum().isfinite():  # then look whose fault it is
-            sane[at] = some["delta"].isfinite().all(1)
+            sane[at] = some.get("sane", some["delta"].isfinite().all(1))
         before = {k: torch.cat([reply[k], v]) for k, v in one.items()} if reply else None
         reply = {**(_one(before, rule) if before else one), "each": each, "sane": sane}
     return reply, kept
 
 
 def _one(reply: Reply, rule: Rule) -> Reply:
-    """Some rows as one row, with all their weight."""
+    """Some rows as one row, with all their weight; what is one already stays as it is."""
+    if "each" in reply:
+        return {k: v for k, v in reply.items() if k not in ("each", "sane")}
     n = reply["n"]
     p = n / n.sum()
     mean = lambda v: weighted(p, v.reshape(len(v), -1)).reshape(1, *v.shape[1:])

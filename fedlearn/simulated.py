@@ -1,7 +1,6 @@
 """Clients that live in this process, and the reference with all data in one place."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +15,11 @@ from .fleet import Fleet, check_fleet
 from .fold import Rule, join, rows
 from .recipe import Memories, Recipe, client_step, shards_of
 from .transform import Context
+from .workers import Team
 
 _CACHE = 2_000_000  # parameters of a chunk: 8 MB; fewer steps in Python, and in the cache of most
 _PADDED = 100_000_000  # numbers that a chunk lays out, padding and all: 400 MB
+_TOGETHER = 8  # chunks that are added up before their sum is added to the others
 _KEPT = 25_000_000  # numbers of a round's updates that are kept without being asked for: 100 MB
 
 
@@ -36,8 +37,8 @@ class Simulated:
             changes nothing but speed, beyond float rounding.
         device: ``"cpu"`` or ``"cuda"``: where all of the run happens.
         fleet: The clients' machines; then every reply says how many ``seconds`` it took.
-        workers: Threads that train chunks side by side, the same bits as one. More than one pays
-            for large models; each takes one core.
+        workers: Processes that train chunks side by side, the same bits as one on one thread. They
+            start in about three seconds and pay for long runs of large models; each takes a core.
         most_gb: Of updates that a rule must see all at once; more are refused.
 
     Updates of more than 100 MB in a round are added up chunk by chunk, where rule and method allow
@@ -82,6 +83,7 @@ class Simulated:
             check_fleet("Simulated", fleet, len(own.parts))
         self.recipe, self.fleet, self.workers, self.most_gb = recipe, fleet, workers, most_gb
         self.parts, self.names, self.count = own.parts, own.names, len(own.parts)
+        self.team: Team | None = None  # the workers, from the first round on
         self.device, theta = torch.device(device), recipe.theta.to(device)
         self.x, self.y = like(own.x, theta, copy=True), like(own.y, theta, copy=True)
         self.chunk = chunk or min(100, max(1, _CACHE // recipe.theta.numel()))
@@ -108,8 +110,10 @@ class Simulated:
         many = self.workers if rule is None and ctx.work is None else 1
         cuts = [piece for c in np.split(order, chunks) for piece in self._pieces(c, n, many)]
         if len(cuts) == 1:
-            return self._train(message, ctx, memory)
-        return join(self._side_by_side(cuts, message, ctx, memory), len(who), rule)
+            return self._train(message, ctx, self._own(memory, who))
+        size = _TOGETHER if rule else 1
+        groups = [cuts[i : i + size] for i in range(0, len(cuts), size)]
+        return join(self._side_by_side(groups, message, ctx, memory), len(who), rule)
 
     def _rule(self, message: Message, ctx: Context) -> Rule | None:
         """How to add up the rows as they come; None to keep them all, which may be refused."""
@@ -126,17 +130,39 @@ class Simulated:
         check("Simulated", "a round's updates", got, gb <= self.most_gb, need, f"cohort={K // 2}")
         return None
 
+    def _own(self, memory: Memories, who: np.ndarray) -> Memories:
+        """What some clients remember, (K, ...)."""
+        rows = torch.from_numpy(who).to(self.device)
+        return tuple({k: v[rows] for k, v in kept.items()} for kept in memory)
+
     def _side_by_side(
-        self, cuts: list[np.ndarray], message: Message, ctx: Context, memory: Memories
+        self, groups: list[list[np.ndarray]], message: Message, ctx: Context, memory: Memories
     ) -> Iterator[tuple[np.ndarray, Reply, Memories]]:
-        """Train cut after cut, or as many at a time as there are workers; in order."""
-        train = lambda at: (at, *self._train(message, ctx.keep(at), memory))
-        if self.workers == 1:
-            yield from map(train, cuts)
+        """Train group after group of cuts, or as many at a time as there are workers; in order."""
+
+        def jobs() -> Iterator[tuple[np.ndarray, tuple[Message, Context, Memories, list[int]]]]:
+            for group in groups:
+                at = np.concatenate(group)
+                part = ctx.keep(at)
+                yield at, (message, part, self._own(memory, part.answered), [*map(len, group)])
+
+        if self.workers == 1 or self.device.type != "cpu":
+            yield from ((at, *self.some(*job)) for at, job in jobs())
             return
-        with ThreadPoolExecutor(self.workers, "fedlearn", torch.set_num_threads, (1,)) as pool:
-            for i in range(0, len(cuts), self.workers):  # no more than these are held at once
-                yield from pool.map(train, cuts[i : i + self.workers])
+        if self.team is None or not self.team.end.alive:
+            self.team = Team(self, self.workers)
+        yield from self.team.train(jobs())
+
+    def some(
+        self, message: Message, ctx: Context, own: Memories, sizes: Sequence[int]
+    ) -> tuple[Reply, Memories]:
+        """Train the clients ``ctx.answered``, who remember ``own``; several cuts are added up."""
+        if len(sizes) == 1:
+            return self._train(message, ctx, own)
+        cuts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+        mine = lambda c: tuple({k: v[c[0] : c[-1] + 1] for k, v in kept.items()} for kept in own)
+        done = ((c, *self._train(message, ctx.keep(c), mine(c))) for c in cuts)
+        return join(done, len(ctx.answered), self.recipe.pipeline.reduce.fold)
 
     def _pieces(self, cut: np.ndarray, n: np.ndarray, many: int) -> list[np.ndarray]:
         """A chunk, smallest client first; in pieces if a large one would pad the others beyond.
@@ -153,9 +179,7 @@ class Simulated:
             return np.array_split(cut, min(many, len(cut)) if alike else 1)
         return [piece for half in np.array_split(cut, 2) for piece in self._pieces(half, n, many)]
 
-    def _train(self, message: Message, ctx: Context, memory: Memories) -> tuple[Reply, Memories]:
-        rows = torch.from_numpy(ctx.answered).to(self.device)
-        own = [{k: v[rows] for k, v in kept.items()} for kept in memory]
+    def _train(self, message: Message, ctx: Context, own: Memories) -> tuple[Reply, Memories]:
         shards = shards_of(self.recipe, self.x, self.y, self.parts, ctx)
         reply, kept = client_step(self.recipe, message, shards, own, ctx)
         if self.fleet:

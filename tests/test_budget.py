@@ -17,19 +17,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The core is what trains; these are the rooms beside it.
 ROOMS = (
     *("data", "module", "skew", "partition", "federated_optimizer", "diagnostics", "plots"),
-    *(
-        "compress",
-        "fleet",
-        "asynchronous",
-        "flower",
-        "attacks",
-        "privacy",
-        "personal",
-        "vertical",
-        "panels",
-    ),
+    *("compress", "fleet", "fold", "workers", "asynchronous", "flower", "attacks", "privacy"),
+    *("personal", "vertical", "panels"),
 )
-LIMITS = {"core": (3_620, 1_680), "all": (18_600, None)}  # lines, lines of code
+LIMITS = {"core": (3_570, 1_655), "all": (18_800, None)}  # lines, lines of code
 QUIET = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 QUIET |= {tokenize.ENDMARKER}
 PRAGMA = re.compile(r"\s*# (type: ignore|noqa).*")  # ruff does not count it either

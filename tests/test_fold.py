@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import os
+import pickle
+import signal
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from problems import METHODS, Problem, hidden, problem
 from problems import run as run_of
-from torch import nn
 
 from fedlearn import (
     Recipe,
@@ -24,6 +29,7 @@ from fedlearn import (
     fold,
     model,
     personal,
+    workers,
 )
 from fedlearn import simulated as place
 from fedlearn.attacks.byzantine import Byzantine, sign_flip
@@ -204,76 +210,121 @@ def test_rules_that_see_every_row_do(folding):
 # -- workers --------------------------------------------------------------------------------------
 
 
+class Here:
+    """In a team's place: what it would send is packed and unpacked, and done in this process."""
+
+    def __init__(self, clients, count):
+        self.clients, self.end = clients, self
+        self.alive, self.count, self.seen = True, count, []
+
+    def train(self, jobs):
+        packed = lambda v: pickle.loads(pickle.dumps(workers._bare(v)))
+        for at, job in jobs:
+            self.seen.append(len(at))
+            yield at, *workers._full(packed(self.clients.some(*workers._full(packed(job)))))
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """No process is started."""
+    monkeypatch.setattr(place, "Team", Here)
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_workers_change_no_bit(method):
+def test_workers_change_no_bit(method, here):
     p = problem()
     theta0 = p.closed_form.theta0
     one = run_of(METHODS[method](p.closed_form), theta0, p, chunk=2)
-    for workers in (2, 3):
-        c = made(p, METHODS[method](p.closed_form), chunk=2, workers=workers)
-        some = list(federate(c, rounds=4, cohort=5))
-        assert all(torch.equal(a.theta, b.theta) for a, b in zip(one, some, strict=True))
+    c = made(p, METHODS[method](p.closed_form), chunk=2, workers=2)
+    some = list(federate(c, rounds=4, cohort=5))
+    assert all(torch.equal(a.theta, b.theta) for a, b in zip(one, some, strict=True))
+    assert sum(c.team.seen) == 20
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_type_of_number_comes_through_a_pipe(kind):
+    v = {"a": (torch.tensor([1.5, -2.0], dtype=kind), [torch.tensor(3)]), "b": "word"}
+    w = workers._full(pickle.loads(pickle.dumps(workers._bare(v))))
+    assert torch.equal(w["a"][0], v["a"][0]) and w["a"][0].dtype == kind
+    assert w["a"][1] == [torch.tensor(3)] and w["b"] == "word"
 
 
 @pytest.mark.parametrize("sizes", [[20] * 10, [10, 31, 12, 57, 10], [3, 4, 6, 9, 10, 12, 57]])
 @pytest.mark.parametrize("batch", [10, None])
-def test_workers_share_a_chunk_without_changing_a_bit(sizes, batch):
+def test_workers_share_a_chunk_without_changing_a_bit(sizes, batch, here):
     """Wide enough for MKL to take other ways for other shapes: no client is padded otherwise."""
     task, parts = model.mlp(300, 50, 10), np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    rng, recipe = (
-        numpy_rng(0, Use.TOY),
-        Recipe(algorithms.fedavg(task, 0.1), task.theta0, batch=batch),
-    )
-    x, y = rng.random((sum(sizes), 300), np.float32), rng.integers(0, 10, sum(sizes))
-    one, *others = (
-        next(federate(Simulated(recipe, x, y, parts, workers=w), rounds=1)).deltas
-        for w in (1, 2, 3, 8)
-    )
-    assert all(torch.equal(one, other) for other in others)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_two_workers_train_two_halves_of_one_chunk(workers):
-    task, seen = model.softmax_regression(3, 2), []
-    at_once, method = threading.Barrier(workers, timeout=10), algorithms.fedavg(task, 0.1)
-
-    def client(message, shards, memory):  # type: ignore[no-untyped-def]
-        at_once.wait()  # breaks, unless all of them are in it
-        seen.append(len(shards.n))
-        return method.client(message, shards, memory)
-
-    recipe = Recipe(method._replace(client=client), task.theta0, batch=5)
-    parts = np.split(np.arange(60), 6)
-    clients = Simulated(recipe, torch.ones(60, 3), torch.ones(60).long(), parts, workers=workers)
-    next(federate(clients, rounds=1))
-    assert seen == [6 // workers] * workers
-
-
-@pytest.mark.parametrize("stacked", [True, False, None])
-def test_workers_share_a_module_without_meeting_in_it(stacked):
-    """A module's layers stand in it while it runs: two clients in one net would be one too many."""
-    net = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 10))
     rng = numpy_rng(0, Use.TOY)
-    x, y = rng.random((800, 30), np.float32), rng.integers(0, 10, 800)
-    parts = np.split(np.arange(800), 8)
-    runs = []
-    for workers in (1, 4):
-        task = model.from_module(net, stacked=stacked)  # anew: all threads look at its examples
-        recipe = Recipe(algorithms.fedavg(task, 0.1), task.theta0, batch=5)
-        clients = Simulated(recipe, x, y, parts, chunk=1, workers=workers)
-        runs.append(list(federate(clients, rounds=3)))
-    assert all(torch.equal(a.theta, b.theta) for a, b in zip(*runs, strict=True))
+    recipe = Recipe(algorithms.fedavg(task, 0.1), task.theta0, batch=batch)
+    x, y = rng.random((sum(sizes), 300), np.float32), rng.integers(0, 10, sum(sizes))
+    made = [Simulated(recipe, x, y, parts, workers=w) for w in (1, 2, 3, 8)]
+    one, *others = (next(federate(c, rounds=1)).deltas for c in made)
+    assert all(torch.equal(one, other) for other in others)
+    assert len(sizes) < 10 or [c.team.seen for c in made[1:3]] == [[5, 5], [4, 3, 3]]
 
 
-def test_workers_of_a_folded_run_change_no_bit(folding):
+def test_workers_of_a_folded_run_change_no_bit(folding, here):
     p = problem()
-    ends = [
-        list(federate(made(p, algorithms.scaffold(p.closed_form, 0.2, 240), workers=w), rounds=3))
-        for w in (1, 2, 4)
-    ]
-    assert all(torch.equal(ends[0][-1].theta, other[-1].theta) for other in ends[1:])
+    run = lambda w: list(
+        federate(made(p, algorithms.scaffold(p.closed_form, 0.2, 240), workers=w), rounds=3)
+    )
+    assert all(torch.equal(a.theta, b.theta) for a, b in zip(run(1), run(2), strict=True))
 
 
+def processes_of(name):  # type: ignore[no-untyped-def]
+    """What trains here: a method whose clients say in which process they are."""
+    p = problem()
+    method = {
+        "scaffold": lambda: algorithms.scaffold(p.closed_form, 0.2, 240),
+        "a module": lambda: algorithms.fedavg(model.from_module(p.net), 0.2),
+    }[name]()
+    return p, method
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folded", [False, True])
+def test_processes_change_no_bit_and_end_with_the_clients(folded, monkeypatch):
+    """Two of them, for a method that remembers and for a module, added up or not."""
+    monkeypatch.setattr(place, "_KEPT", 0 if folded else place._KEPT)
+    p, method = processes_of("scaffold" if folded else "a module")
+    there = lambda w: made(p, method, chunk=2, workers=w)
+    one, clients = list(federate(there(1), rounds=3)), there(2)
+    two = list(federate(clients, rounds=3))
+    assert all(torch.equal(a.theta, b.theta) for a, b in zip(one, two, strict=True))
+    pids, folder = [*clients.team.pool._processes], clients.team.folder
+    assert len(pids) == 2 and os.getpid() not in pids and folder.exists()
+    del clients
+    gc.collect()
+    assert not folder.exists() and not any(map(is_there, pids))
+
+
+def is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2] if proc else True
+
+
+proc = Path("/proc/self/stat").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_a_round_and_no_run():
+    p, method = processes_of("scaffold")
+    alone = list(federate(made(p, method, chunk=2), rounds=3))
+    clients = made(p, method, chunk=2, workers=2)
+    run = federate(clients, rounds=3)
+    next(run)
+    os.kill(next(iter(clients.team.pool._processes)), getattr(signal, "SIGKILL", signal.SIGTERM))
+    with pytest.raises(RuntimeError, match="a worker process has been killed"):
+        next(run)
+        next(run)  # it may be noticed a round later
+    *_, last = run
+    assert torch.equal(last.theta, alone[-1].theta) and len(run.history) == 3
+
+
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_the_run_s():
     p = problem()
 
@@ -283,6 +334,42 @@ def test_an_error_in_a_worker_is_the_run_s():
     own = algorithms.fedavg(p.closed_form, lr=0.3)._replace(client=client)
     with pytest.raises(RuntimeError, match="out of paper"):
         next(federate(made(p, own, workers=2), rounds=1))
+
+
+def test_a_recipe_that_no_other_process_can_have_is_refused():
+    p, lock = problem(), threading.Lock()
+
+    def client(message, shards, memory):  # type: ignore[no-untyped-def]
+        with lock:
+            return fedavg.client(message, shards, memory)
+
+    fedavg = algorithms.fedavg(p.closed_form, lr=0.3)
+    clients = made(p, fedavg._replace(client=client), workers=2)
+    with pytest.raises(ValueError, match=r"Simulated: recipe with workers > 1 must be .*workers=1"):
+        next(federate(clients, rounds=1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kills a process by its number")
+def test_no_worker_outlives_a_run_that_is_killed(tmp_path):
+    code = (
+        "import os, sys, time, numpy as np, torch\n"
+        "from fedlearn import Recipe, Simulated, algorithms, federate, model\n"
+        "task = model.softmax_regression(2, 2)\n"
+        "recipe = Recipe(algorithms.fedavg(task, 0.5), task.theta0)\n"
+        "x, y = torch.eye(2).repeat(4, 1), torch.tensor([0, 1]).repeat(4)\n"
+        "c = Simulated(recipe, x, y, np.split(np.arange(8), 4), chunk=1, workers=2)\n"
+        "next(federate(c, rounds=1))\n"
+        "print(*c.team.pool._processes, flush=True)\ntime.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
+        pids = [*map(int, run.stdout.readline().split())]
+        assert len(pids) == 2 and all(map(is_there, pids))
+        run.kill()
+    end = time.monotonic() + 20
+    while any(map(is_there, pids)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(is_there, pids))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import copy
 import itertools
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from fedlearn.model import (
     to_module,
     without_batch_norm,
 )
+from fedlearn.rng import Use, numpy_rng
 
 # -- some sixty kinds of module, six losses: stacked, sequential and a plain loop are one ----------
 
@@ -903,3 +905,21 @@ def test_a_task_is_described_by_what_is_frozen_and_not_by_its_use():
     assert [k.split(" ")[0] for k in differences(before, describe(other, "task"))] == [
         "task.module.1.bias"
     ]
+
+
+@pytest.mark.parametrize("stacked", [True, False, None])
+def test_threads_do_not_meet_in_a_module(stacked):
+    """A module's layers stand in it while it runs: two threads in one net would be one too many."""
+    net = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 10))
+    task, rng = from_module(net, stacked=stacked), numpy_rng(0, Use.TOY)
+    x = torch.from_numpy(rng.random((8, 50, 30), np.float32))
+    y = torch.from_numpy(rng.integers(0, 10, (8, 50)))
+    theta = task.theta0 + torch.from_numpy(rng.random((8, 1), np.float32))  # (8, d)
+    grads = lambda k: [task.grad(theta[[k]], x[[k]], y[[k]], torch.ones(1, 50)) for _ in range(20)]
+    with ThreadPoolExecutor(4) as pool:  # anew: all threads look at its examples
+        found = list(pool.map(grads, range(8)))
+    for k, each in enumerate(found):
+        g, loss = from_module(net, stacked=stacked).grad(
+            theta[[k]], x[[k]], y[[k]], torch.ones(1, 50)
+        )
+        assert all(torch.equal(g, h) and torch.equal(loss, v) for h, v in each)

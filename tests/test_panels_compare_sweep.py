@@ -502,7 +502,7 @@ def test_the_cells_are_the_runs():
 
 def team():
     """The worker processes of this one."""
-    return get_reusable_executor(1, timeout=600, initializer=workers._begin,
+    return get_reusable_executor(1, timeout=600, initializer=workers.begin,
                                  initargs=(os.getpid(),))._processes  # fmt: skip
 
 

@@ -10,7 +10,6 @@ import functools
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from tempfile import mkdtemp
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ...workers import begin
 from .frames import final
 from .settings import Axis, Settings, pairs
 
@@ -127,8 +127,8 @@ def _team(n: int) -> Iterator[tuple[Away, Callable[[Settings], bool]]]:
         from joblib.externals.loky import get_reusable_executor
 
         with contextlib.suppress(OSError, RuntimeError):  # where no process may be started
-            begin = {"initializer": _begin, "initargs": (os.getpid(),)}
-            pool: Any = get_reusable_executor(n, timeout=600, **begin)
+            with_parent = {"initializer": begin, "initargs": (os.getpid(),)}
+            pool: Any = get_reusable_executor(n, timeout=600, **with_parent)
             away[s] = pool.submit(_away, s, folder)
             _leave_at_once()
         return s in away
@@ -159,16 +159,3 @@ def _leave_at_once() -> None:
 
 def _away(s: Settings, folder: str) -> Result | None:
     return final(s, lambda: not os.path.isdir(folder))
-
-
-def _begin(parent: int) -> None:
-    """In a new worker: one thread for PyTorch, and an end when the notebook's has been killed."""
-    import torch
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(2)
-        os._exit(0)
-
-    torch.set_num_threads(1)
-    threading.Thread(target=watch, daemon=True).start()
