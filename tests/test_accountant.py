@@ -6,6 +6,7 @@ import math
 import random
 import time
 
+import numpy as np
 import pytest
 import torch
 from problems import problem
@@ -39,6 +40,94 @@ def test_one_round_is_the_closed_form(z, q, delta):
     got = privacy.epsilon(z, q, 1, delta)
     assert sampled_delta(got, z, q) <= delta * (1 + 1e-6)
     assert sampled_delta(got - 0.01, z, q) > delta
+
+
+@pytest.mark.parametrize("z, q, T", [(0.3, 0.1, 1), (1.0, 0.1, 1), (2.0, 0.5, 1), (1.0, 0.2, 60)])
+def test_delta_is_epsilon_read_the_other_way(z, q, T):
+    for e in (0.0, 0.1, 1.0, 3.0, 9.0):
+        d = privacy.delta(z, q, T, e)
+        if T == 1:  # the closed form, or what the grid adds to it
+            exact = sampled_delta(e, z, q) if e else max(sampled_delta(1e-9, z, q), 0)
+            assert exact * (1 - 1e-9) - 1e-12 <= d <= exact * (1 + 1e-4) + 1e-12
+        if 1e-11 < d < 0.99 * (1 - (1 - q) ** T):
+            assert privacy.epsilon(z, q, T, d) == pytest.approx(e, abs=2e-3)
+    assert 0 <= privacy.delta(z, q, T, 1e3) <= 1e-9
+
+
+def phi(v: float) -> float:
+    return 0.5 * math.erfc(-v / math.sqrt(2))
+
+
+@pytest.mark.parametrize("z", [0.3, 1.0, 5.0])
+@pytest.mark.parametrize("T", [1, 9])
+def test_without_sampling_delta_is_the_gaussians(z, T):
+    """Balle, Wang, 2018, Theorem 8; and the loss is N(T / 2 z², T / z²)."""
+    s = z / math.sqrt(T)
+    for e in (0.0, 0.5, 2.0, 5.0):
+        exact = phi(0.5 / s - e * s) - math.exp(e) * phi(-0.5 / s - e * s)
+        assert privacy.delta(z, 1.0, T, e) == pytest.approx(exact, rel=1e-9, abs=1e-14)
+    values, chances = privacy.losses(z, 1.0, T)
+    assert values[-1] == math.inf and chances[-1] < 1e-9 and sum(chances) == pytest.approx(1)
+    mean = values[:-1] @ chances[:-1]
+    assert mean == pytest.approx(0.5 / s / s, rel=1e-3)
+    assert (values[:-1] - mean) ** 2 @ chances[:-1] == pytest.approx(1 / s / s, rel=1e-3)
+    far = 0.5 / s / s + 1 / s
+    assert chances[values > far].sum() == pytest.approx(phi(-1), abs=1e-2)
+
+
+@pytest.mark.parametrize("z, q, T", [(1.0, 0.2, 1), (0.7, 0.05, 10), (3.0, 1.0, 4)])
+def test_the_losses_tell_delta_in_both_directions(z, q, T):
+    both = [privacy.losses(z, q, T, swapped=swapped) for swapped in (False, True)]
+    for e in (0.0, 0.3, 2.0):
+        sums = [p @ np.clip(-np.expm1(np.minimum(e - v, 0)), 0, 1) for v, p in both]
+        assert max(sums) == pytest.approx(privacy.delta(z, q, T, e), rel=1e-5, abs=1e-9)
+    if q < 1:  # without the client a loss of the swapped worlds is at most log 1 / (1 - q) a round
+        (v, p) = both[1]
+        assert p[v > -T * math.log1p(-q) + 0.01].sum() < 1e-9
+
+
+def test_the_losses_of_two_rounds_are_a_convolution():
+    one, two = privacy.losses(1.0, 0.2, 1), privacy.losses(1.0, 0.2, 2)
+    by_hand = np.convolve(one[1][:-1], one[1][:-1])
+    values = 2 * one[0][0] + 1e-3 * np.arange(len(by_hand))
+    for e in (0.0, 0.5, 2.0):
+        above = lambda v, p, e=e: p[:-1][v[:-1] > e].sum()  # of a distribution cut off at 1e-15
+        assert by_hand[values > e + 1e-9].sum() == pytest.approx(above(*two), abs=1e-3)
+
+
+@pytest.mark.parametrize("z, K, N, T", [(1.0, 20, 100, 60), (2.0, 1, 10, 5), (0.5, 9, 10, 3)])
+def test_a_fixed_cohort_costs_at_least_half_the_noise(z, K, N, T):
+    low, high = privacy.fixed_cohort(z, K, N, T, 1e-4)
+    half = privacy.epsilon(z / 2, K / N, T, 1e-4)
+    assert half - 0.1 * T**0.5 < low <= half < high  # rounded down, and up
+    assert high <= privacy.epsilon(z / 2, 1.0, T, 1e-4) and low > privacy.epsilon(z, K / N, T, 1e-4)
+    more = privacy.fixed_cohort(1.5 * z, K, N, T, 1e-4)
+    assert more[0] < low and more[1] < high
+
+
+def test_a_fixed_cohort_of_everybody_is_a_gaussian_of_half_the_noise():
+    assert privacy.fixed_cohort(2.0, 5, 5, 3, 1e-3) == (privacy.epsilon(1.0, 1.0, 3, 1e-3),) * 2
+    assert privacy.fixed_cohort(2.0, 1, 5, 0, 1e-3) == (0.0, 0.0)
+    for z, K, N, T in ((1e-6, 1, 3, 5), (1e9, 1, 3, 5), (0.05, 3, 10**6, 1000), (1, 1, 2, 10**9)):
+        low, high = timed(privacy.fixed_cohort, z, K, N, T, 1e-6)
+        assert 0 <= low <= high
+
+
+@pytest.mark.parametrize("z, q, T, e", [
+    (0.0, 0.1, 5, 1.0), (1e-300, 1.0, 3, 2.0), (1e300, 0.5, 3, 0.0), (1e-5, 0.2, 5, 1e9),
+    (1.0, 1e-12, 10, 1.0), (1.0, 0.1, 10**12, 3.0), (0.02, 0.5, 10**5, 1e4), (3.0, 1.0, 1, 1e300),
+])  # fmt: skip
+def test_any_epsilon_in_range_has_its_delta(z, q, T, e):
+    d = timed(privacy.delta, z, q, T, e)
+    assert 0 <= d <= 1 and d <= accounting._chance(q, T)
+
+
+def test_losses_that_are_too_many_are_refused():
+    for z, T in ((1e-4, 1), (0.0, 1), (0.02, 10**9)):
+        with pytest.raises(ValueError, match=r"losses: z must be .* too many values"):
+            timed(privacy.losses, z, 0.1, T)
+    with pytest.raises(ValueError, match="losses: rounds"):
+        privacy.losses(1.0, 0.1, 0)
 
 
 def test_the_two_questions_that_hung():

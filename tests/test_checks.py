@@ -19,7 +19,15 @@ from fedlearn.federated_optimizer import SGD
 from fedlearn.fleet import fleet
 from fedlearn.participation import available, dropouts, poisson, sample, stragglers, uniform
 from fedlearn.privacy import adaptive_clip, dp_federate, local_noise, private_mean
-from fedlearn.privacy.accounting import calibrate, epsilon, epsilons, local_epsilon
+from fedlearn.privacy.accounting import (
+    calibrate,
+    delta,
+    epsilon,
+    epsilons,
+    fixed_cohort,
+    local_epsilon,
+    losses,
+)
 from fedlearn.transform import chain, clip, noise
 
 P = problem()
@@ -86,6 +94,11 @@ WHOLE = {
     "scaffold option": (lambda v: alg.scaffold(T, 0.1, 240, option=v), 1),
     "fleet n": (fleet, 4),
     "epsilon rounds": (lambda v: epsilon(1.0, 0.5, v, 1e-2), 2),
+    "delta rounds": (lambda v: delta(1.0, 0.5, v, 1.0), 2),
+    "losses rounds": (lambda v: losses(1.0, 0.5, v), 2),
+    "fixed_cohort rounds": (lambda v: fixed_cohort(1.0, 1, 2, v, 1e-2), 2),
+    "fixed_cohort K": (lambda v: fixed_cohort(1.0, v, 2, 2, 1e-2), 2),
+    "fixed_cohort N": (lambda v: fixed_cohort(1.0, 1, v, 2, 1e-2), 2),
     "epsilons rounds": (lambda v: epsilons(1.0, 0.5, v, 1e-2), 2),
     "calibrate rounds": (lambda v: calibrate(8.0, 1.0, v, 1e-2), 2),
     "numpy_rng seed": (rng.numpy_rng, 3),
@@ -93,6 +106,7 @@ WHOLE = {
 }
 NONE_IS_FINE = {  # "None for all of them", "None for K - f - 2"
     "Recipe batch", "Simulated chunk", "federate cohort", "uniform k", "multi_krum m",
+    "dp_federate q",
 }  # fmt: skip
 POSITIVE = {
     **{f"{n} lr": (lambda v, f=f: f(T, v), 0.1)
@@ -131,6 +145,7 @@ POSITIVE = {
     "adaptive_clip expected": (lambda v: adaptive_clip(alg.fedavg(T, 0.1), 0.01, v), 4.0),
     "adaptive_clip start": (lambda v: adaptive_clip(alg.fedavg(T, 0.1), 0.1, 4.0, start=v), 0.5),
     "dp_federate budget": (lambda v: private(budget=v), 8.0),
+    "fixed_cohort z": (lambda v: fixed_cohort(v, 1, 2, 2, 1e-2), 1.0),
     "calibrate target": (lambda v: calibrate(v, 1.0, 2, 1e-2), 4.0),
     "local_epsilon max_norm": (lambda v: local_epsilon(1.0, v, 2, 1e-2), 1.0),
     "fleet compute": (lambda v: fleet(3, compute=v), 0.1),
@@ -153,6 +168,8 @@ NOT_NEGATIVE = {
     "polynomial a": (polynomial, 0.5),
     "fleet spread": (lambda v: fleet(3, spread=v), 0.1),
     "epsilon z": (lambda v: epsilon(v, 1.0, 2, 1e-2), 1.0),
+    "delta z": (lambda v: delta(v, 1.0, 2, 1.0), 1.0),
+    "delta epsilon": (lambda v: delta(1.0, 1.0, 2, v), 1.0),
     "local_epsilon std": (lambda v: local_epsilon(v, 1.0, 2, 1e-2), 1.0),
 }
 BELOW_ONE = {
@@ -253,7 +270,8 @@ EDGES = {
     "scaffold option": [0, 3],
     "Recipe seed": [2**63],
     **{k: [0] for k in WHOLE if k.split(" ")[1] in ("rounds", "every", "batch", "epochs", "chunk",
-       "buffer", "n_clients", "save_every", "iterations", "m") and "epsilon" not in k},
+       "buffer", "n_clients", "save_every", "iterations", "m") and "epsilon" not in k and
+       k not in ("delta rounds", "fixed_cohort rounds")},
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedlearn import Recipe, Simulated, algorithms, federate, model
+from fedlearn.aggregate import mean
 from fedlearn.diagnostics import (
     client_gradients,
     client_metrics,
@@ -21,8 +22,10 @@ from fedlearn.diagnostics import (
     label_distance,
     quadratics,
     tail,
+    updates,
     weight_divergence,
 )
+from fedlearn.transform import chain, clip
 
 
 def held(labels_each: int, classes: int = 10) -> np.ndarray:
@@ -208,3 +211,65 @@ def test_local_paths_end_where_the_contraction_says_and_the_limits_hold():
 def test_bad_input_says_what_and_how(call):
     with pytest.raises(ValueError, match=r"\w+: .*got .*"):
         call()
+
+
+# -- what a cohort sends --------------------------------------------------------------------------
+
+
+def three(method=algorithms.fedavg, pipeline=None):
+    """Three clients with 4, 2 and 6 examples in float64, full batches, three local steps."""
+    torch.manual_seed(0)
+    task = model.from_module(torch.nn.Linear(5, 3).double())
+    x, y = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) % 3
+    made = method(task, 0.3, *([12] if method is algorithms.scaffold else []))
+    recipe = Recipe(made, task.theta0, pipeline or chain(mean()), batch=None, epochs=3)
+    return Simulated(recipe, x, y, [np.arange(4), np.arange(4, 6), np.arange(6, 12)])
+
+
+def by_hand(clients, theta, who):
+    """A plain loop of gradient descent, client by client."""
+    rows = []
+    for k in who:
+        W, b = theta[:15].view(3, 5).clone(), theta[15:].clone()
+        for at in 3 * [torch.as_tensor(clients.parts[k])]:
+            W, b = W.requires_grad_(), b.requires_grad_()
+            loss = torch.nn.functional.cross_entropy(clients.x[at] @ W.T + b, clients.y[at])
+            W, b = (
+                (v - 0.3 * g).detach()
+                for v, g in zip((W, b), torch.autograd.grad(loss, (W, b)), strict=True)
+            )
+        rows.append(torch.cat([W.flatten(), b]) - theta)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("who", [None, [2, 0], [1]])
+@pytest.mark.parametrize("method", [algorithms.fedavg, algorithms.scaffold])
+def test_updates_are_those_of_a_plain_loop(who, method):
+    clients, elsewhere = three(method), torch.linspace(-1, 1, 18, dtype=torch.float64)
+    for theta in (None, elsewhere):
+        deltas, n = updates(clients, theta, who)
+        start = clients.recipe.theta if theta is None else theta
+        plain = by_hand(clients, start, who or [0, 1, 2])
+        torch.testing.assert_close(deltas, plain, rtol=1e-12, atol=1e-12)
+        assert n.tolist() == [[4.0, 2.0, 6.0][k] for k in who or [0, 1, 2]]
+
+
+def test_updates_are_what_the_first_round_receives_and_change_nothing():
+    for pipeline in (None, chain(clip(0.1), mean())):
+        clients = three(algorithms.scaffold if pipeline is None else algorithms.fedavg, pipeline)
+        run = federate(clients, rounds=2)
+        deltas, n = updates(clients)
+        first = next(run)
+        assert torch.equal(deltas, first.deltas) and torch.equal(n / n.sum(), first.p)
+        assert torch.equal(updates(clients)[0], deltas) and not torch.equal(
+            next(run).deltas, deltas
+        )
+    assert deltas.norm(dim=1).max() <= 0.1
+
+
+@pytest.mark.parametrize("who", [[3], [-1, 0]])
+def test_updates_of_nobody_are_refused(who):
+    with pytest.raises(
+        ValueError, match=r"updates: cohort must be numbers of clients, 0 to 2, got"
+    ):
+        updates(three(), cohort=who)

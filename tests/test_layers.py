@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "fedlearn"
 LAYERS = [  # lowest first; within a layer, files may import one another
     {"checks", "files", "rng"},
     {"partition"},
-    {"batches", "data", "task", "module", "model", "skew", "diagnostics"},
-    {"transform", "optim", "descend"},
+    {"batches", "data", "task", "module", "skew"},
+    {"transform", "optim", "descend", "model", "diagnostics"},
     {
         "algorithms",
         "aggregate",

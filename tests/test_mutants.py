@@ -353,7 +353,7 @@ DEFAULTS = {
 }
 RUN = {"evaluate": None, "every": 1, "skip": 0, "checkpoint": None, "save_every": 1, "resume": None}
 DEFAULTS[federate] = {"cohort": None, "deltas": False, **RUN}
-DEFAULTS[dp_federate] = {"budget": math.inf, **RUN}
+DEFAULTS[dp_federate] = {"q": None, "budget": math.inf, **RUN}
 
 
 @pytest.mark.parametrize("function", DEFAULTS, ids=lambda f: f.__name__)

@@ -142,6 +142,30 @@ def test_noise_multiplier_is_read_off_the_stages():
     assert privacy.noise_multiplier(chain(clip(2.0), total(10))) == 0
 
 
+def test_the_name_of_the_noise_is_its_formula():
+    for S, z, expected in ((0.5, 1.0, 20), (0.3, 1.75, 12), (1, 0, 4)):
+        (stage,) = privacy.private_mean(S, z, expected).on_server
+        assert stage.name == f"noise({z:g} * {S:g} / {expected:g})"
+        assert eval(stage.name, {"noise": float}) == pytest.approx(stage.std)
+
+
+@pytest.mark.parametrize("expected, q", [(4.0, 0.5), (0.1 * 8, 0.1), (8.0, 1.0), (8 / 3, 1 / 3)])
+def test_q_is_read_off_the_pipeline(expected, q):
+    p = problem()
+    recipe = Recipe(
+        algorithms.fedavg(p.closed_form, 0.3),
+        p.closed_form.theta0,
+        privacy.private_mean(0.5, 1.0, expected),
+    )
+    clients = Simulated(recipe, p.x, p.y, p.parts)
+    read, said = (
+        list(privacy.dp_federate(clients, rounds=4, delta=1e-3, **how)) for how in ({}, {"q": q})
+    )
+    for r, s in zip(read, said, strict=True):
+        assert np.array_equal(r.called, s.called) and torch.equal(r.theta, s.theta)
+        assert r.metrics["epsilon"] == pytest.approx(s.metrics["epsilon"], rel=1e-9)
+
+
 def test_one_client_moves_the_sum_by_no_more_than_its_share():
     """Neighbouring cohorts: everyone, and everyone but client 3, whatever client 3 sends."""
     pipeline, rows = chain(clip(0.5), total(4)), 100 * torch.randn(5, 9, dtype=torch.float64)
@@ -346,6 +370,9 @@ BAD = {
     "dp_federate: rounds must be an integer >= 1": lambda: run_with(GOOD, rounds=0),
     "dp_federate: every must be an integer >= 1": lambda: run_with(GOOD, every=0),
     "last stage on a client must bound": lambda: run_with(chain(total(4.0), noise(0.1))),
+    "q must be > 0 and <= 1, got 1.25": lambda: run_with(
+        privacy.private_mean(0.5, 1.0, 10.0), q=None
+    ),
     "divided by q N = 4, got 5": lambda: run_with(privacy.private_mean(0.5, 1.0, 5.0)),
     "delta must be > 0 and < 1": lambda: run_with(GOOD, delta=1.0),
     "q must be > 0 and <= 1": lambda: run_with(GOOD, q=0.0),

@@ -50,11 +50,9 @@ class Byzantine:
         >>> recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0)
         >>> parts = [np.array([0]), np.array([1])]
         >>> honest = Simulated(recipe, torch.eye(2), torch.tensor([0, 1]), parts)
-        >>> S = np.arange(2)
-        >>> ctx = Context(0, 0, S, S)
-        >>> a = honest.run({"theta": task.theta0}, ctx, honest.memory())[0]["delta"]
-        >>> bad = Byzantine(honest, [1], sign_flip(3.0))
-        >>> b = bad.run({"theta": task.theta0}, ctx, bad.memory())[0]["delta"]
+        >>> from fedlearn.diagnostics import updates
+        >>> a, _ = updates(honest)
+        >>> b, _ = updates(Byzantine(honest, [1], sign_flip(3.0)))
         >>> bool((b[0] == a[0]).all() and (b[1] == -3 * a[1]).all())
         True
 

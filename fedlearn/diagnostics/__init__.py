@@ -12,6 +12,7 @@ from .measures import (
     jensen_shannon,
     label_distance,
     tail,
+    updates,
     weight_divergence,
 )
 from .recipes import describe, differences
@@ -19,5 +20,5 @@ from .recipes import describe, differences
 __all__ = [
     "client_gradients", "client_metrics", "cosines", "describe", "differences", "drift",
     "effective_classes", "evaluator", "gini", "gradient_dissimilarity", "jensen_shannon",
-    "label_distance", "quadratics", "tail", "weight_divergence",
+    "label_distance", "quadratics", "tail", "updates", "weight_divergence",
 ]  # fmt: skip

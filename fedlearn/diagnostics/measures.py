@@ -4,7 +4,8 @@ Notation: client k of N holds n_k examples, p_k = n_k / n; q_{k,c} is the share 
 them, q_c = Σ_k p_k q_{k,c} its share overall.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..checks import check, number
 from ..data import check_population, like
 from ..task import Task, wide
+from ..transform import Context
 
 
 def label_distance(counts: np.ndarray) -> np.ndarray:
@@ -161,6 +163,37 @@ def client_gradients(
         mask = wide(torch.ones(1, len(at), dtype=theta.dtype, device=theta.device))
         rows.append(task.grad(theta_k[None], x[at][None], y[at][None], mask)[0][0])
     return torch.stack(rows)
+
+
+def updates(
+    clients: Any, theta: Tensor | None = None, cohort: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """What these clients send in a first round from ``theta``: (K, d), and their examples n (K,).
+
+    delta_k = theta_k - theta, as it leaves the client's stages; nothing of a run changes.
+
+    Args:
+        clients: As for ``federate``, e.g. a :class:`~fedlearn.Simulated`.
+        theta: (d,); None for the recipe's.
+        cohort: Their K numbers; None for all. ValueError if a client doesn't exist.
+
+    Example:
+        >>> from fedlearn import Recipe, Simulated, algorithms, model
+        >>> task = model.softmax_regression(2, 2)
+        >>> recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0)
+        >>> two = Simulated(recipe, torch.eye(2), torch.tensor([0, 1]), [[0], [0, 1]])
+        >>> deltas, n = updates(two)
+        >>> deltas.shape, n
+        (torch.Size([2, 6]), tensor([1., 2.]))
+    """
+    recipe, N = clients.recipe, clients.count
+    who = np.arange(N) if cohort is None else np.array(cohort, int)
+    good = bool(((who >= 0) & (who < N)).all())
+    check("updates", "cohort", cohort, good, f"numbers of clients, 0 to {N - 1}", [0])
+    state = recipe.algorithm.init((recipe.theta if theta is None else theta).to(clients.device))
+    ctx = Context(recipe.seed, 0, who, who, rows=True)
+    reply, _ = clients.run(recipe.algorithm.message(state), ctx, clients.memory())
+    return reply["delta"], reply["n"]
 
 
 def each_model(name: str, theta: Tensor, N: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What differential privacy is worth: epsilon, by Google's dp-accounting (an extra)."""
+"""What differential privacy is worth: epsilon and delta, by Google's dp-accounting (an extra)."""
 
 import math
 import threading
@@ -66,6 +66,97 @@ def epsilons(z: float, q: float, rounds: int, delta: float) -> list[float]:
     return [spent.after(t + 1) for t in range(rounds)]
 
 
+def delta(z: float, q: float, rounds: int, epsilon: float) -> float:
+    """delta of (epsilon, delta)-differential privacy after T rounds: what escapes ``epsilon``.
+
+    Never too small: below 1e-12 T, which no loss distribution tells, it is that. For q = 1 it is
+    exact, Φ(1 / 2 s - epsilon s) - e^epsilon Φ(-1 / 2 s - epsilon s) with s = z / √T.
+
+    Args:
+        z, q, rounds: As for :func:`epsilon`, which also says where it comes from.
+        epsilon: >= 0 and finite. ValueError if a number is out of range.
+
+    Example:
+        >>> round(delta(1.0, q=1.0, rounds=1, epsilon=1.0), 4)  # Φ(-1/2) - e Φ(-3/2)
+        0.1269
+    """
+    from scipy.special import log_ndtr
+
+    _checked("delta", z, q, rounds, 0.5)
+    not_negative("delta", "epsilon", epsilon, 1.0)
+    z, q, e, least, most = float(z), float(q), float(epsilon), 1e-12 * rounds, _chance(q, rounds)
+    if not z or not rounds:
+        return most
+    s = z / math.sqrt(rounds)
+    a, b = log_ndtr(0.5 / s - e * s), e + log_ndtr(-0.5 / s - e * s)
+    most = min(most, -math.exp(a) * math.expm1(b - a) if b < a else 0.0)  # without sampling
+    total = _total(z, q, int(rounds)) if q < 1 and z >= 1e-3 and most > least else None
+    return most if total is None else min(most, max(least, total.get_delta_for_epsilon(e)))
+
+
+def losses(
+    z: float, q: float, rounds: int, *, swapped: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The privacy loss of T rounds, log(Pr[o | with] / Pr[o | without]), (m,); its chances (m,).
+
+    With the client; for q = 1 it is N(T / 2 z², T / z²). Its values lie on a grid, the last is inf:
+    delta = Σ chance max(0, 1 - e^(epsilon - loss)), or that of the swapped worlds, is no less.
+
+    Args:
+        z, q, rounds: As for :func:`epsilon`; z > 0, T >= 1. ValueError if the values are too many.
+        swapped: log(Pr[o | without] / Pr[o | with]), and its chances without the client.
+
+    Example:
+        >>> values, chances = losses(2.0, q=1.0, rounds=8)
+        >>> print(f"{values[:-1] @ chances[:-1]:.3f}, {chances.sum():.6f}")  # T / 2 z², and 1
+        1.000, 1.000000
+    """
+    _checked("losses", z, q, rounds, 0.5)
+    whole("losses", "rounds", rounds, example=100)
+    total = _total(float(z), float(q), int(rounds)) if z >= 1e-3 else None
+    rule = ">= 0.001, for fewer rounds: the loss takes too many values"
+    check("losses", "z", z, total is not None, rule, max(1.0, 2 * z))
+    assert total is not None
+    pmf = (total._pmf_add if swapped else total._pmf_remove).to_dense_pmf()
+    grid = (pmf._lower_loss + np.arange(pmf.size)) * pmf._discretization
+    return np.append(grid, math.inf), np.append(pmf._probs, pmf._infinity_mass)
+
+
+def fixed_cohort(z: float, K: int, N: int, rounds: int, delta: float) -> tuple[float, float]:
+    """epsilon of T cohorts of exactly K of N clients: what it is at least, and at most.
+
+    Whoever comes takes somebody's place: the sum moves by 2 S where one client sends the opposite
+    of all others. That is T Poisson rounds of z / 2, whether it stays away or is replaced: at
+    least. At most, for one that is replaced: by Rényi divergence, or as if all took part.
+
+    Args:
+        z, rounds, delta: As for :func:`epsilon`, which also says what raises; z > 0.
+        K, N: Clients in a cohort, 1 to N; of all.
+
+    Example:
+        >>> [round(e, 2) for e in fixed_cohort(1.0, 20, 100, rounds=60, delta=1e-4)]
+        [37.53, 108.65]
+
+    Reference: Lebeda, Regehr, Kamath, Steinke, 2024, "Avoiding pitfalls for privacy accounting";
+    Wang, Balle, Kasiviswanathan, 2019, "Subsampled Rényi differential privacy".
+    """
+    whole("fixed_cohort", "N", N, example=100)
+    whole("fixed_cohort", "K", K, 1, N, example=20)
+    positive("fixed_cohort", "z", z, 1.0)
+    _checked("fixed_cohort", z, K / N, rounds, delta)
+    q, half, T = K / N, float(z) / 2, int(rounds)
+    most = _gaussian(half, T, delta) if T else 0.0
+    if q == 1 or not T or not 1e-3 <= half <= 1e4:
+        return most if q == 1 else 0.0, most
+    dp, total = _accounting(), _total(half, q, T, low=True)
+    with np.errstate(all="ignore"):
+        upper = dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
+        event = dp.SampledWithoutReplacementDpEvent(N, K, dp.GaussianDpEvent(half))
+        bound = float(upper.compose(dp.SelfComposedDpEvent(event, T)).get_epsilon(delta))
+        least = float(total.get_epsilon_for_delta(delta)) if total else 0.0
+    return min(max(0.0, least), most), min(bound, most)
+
+
 def calibrate(target: float, q: float, rounds: int, delta: float) -> float:
     """The least noise multiplier z for which T rounds stay within epsilon = ``target``.
 
@@ -128,6 +219,7 @@ def _accounting() -> Any:
     try:
         import dp_accounting
         import dp_accounting.pld
+        import dp_accounting.rdp
     except ImportError as e:
         raise ImportError(
             "fedlearn.privacy needs dp-accounting: pip install 'fedlearn[privacy]'"
@@ -170,28 +262,43 @@ def _grid(z: float, q: float) -> float:
     """Step of the loss's values: _GRID, unless a round would have very few of them or very many."""
     far = (0.5 + 10 * z) / z / z  # without sampling, ten standard deviations out
     high = far + math.log(q) if far > 700 else math.log1p(q * math.expm1(far))
-    span = high + min(-math.log1p(-q), 10 / z + 0.5 / z / z)
+    span = high + min(math.inf if q == 1 else -math.log1p(-q), 10 / z + 0.5 / z / z)
     return min(_GRID, span / _FEW) if span < 50 else span / _MANY
 
 
 @lru_cache(maxsize=64)
-def _round(z: float, q: float, grid: float) -> Any:
-    """The loss distribution of one round."""
-    losses = _accounting().pld.privacy_loss_distribution
+def _round(z: float, q: float, grid: float, low: bool = False) -> Any:
+    """The loss distribution of one round, rounded up; or down."""
+    pld = _accounting().pld.privacy_loss_distribution
+    how = {"pessimistic_estimate": not low, "use_connect_dots": not low}
     with np.errstate(all="ignore"):
-        return losses.from_gaussian_mechanism(
-            z, value_discretization_interval=grid, sampling_prob=q
+        return pld.from_gaussian_mechanism(
+            z, value_discretization_interval=grid, sampling_prob=q, **how
         )
 
 
-def _composed(one: Any, rounds: int, grid: float) -> Any:
+def _composed(one: Any, rounds: int, grid: float, low: bool = False) -> Any:
     """The loss distribution of T rounds, as arrays: a sparse one is raised to the power T first."""
-    losses = _accounting().pld.privacy_loss_distribution
+    pld = _accounting().pld.privacy_loss_distribution
     if rounds > 1:
         pmfs = one._pmf_remove, one._pmf_add
         dense = [pmf.to_dense_pmf().self_compose(rounds) for pmf in pmfs]
-        one = losses.PrivacyLossDistribution(*dense)
-    return losses.identity(value_discretization_interval=grid).compose(one)
+        one = pld.PrivacyLossDistribution(*dense)
+    return pld.identity(grid, not low).compose(one)
+
+
+@lru_cache(maxsize=16)
+def _total(z: float, q: float, rounds: int, low: bool = False) -> Any:
+    """The loss distribution of T rounds; None where it has very few values, or very many."""
+    if q == 1:
+        z, rounds = z / math.sqrt(rounds), 1
+    grid = _grid(z, q)
+    while grid < 500 and (one := _round(z, q, grid, low))._pmf_remove.size >= _FEW / 2:
+        if (size := _size(one, rounds)) <= _MOST:
+            with np.errstate(all="ignore"):
+                return _composed(one, rounds, grid, low)
+        grid *= 1.2 * size / _MOST
+    return None
 
 
 def _size(one: Any, rounds: int) -> int:
@@ -204,16 +311,12 @@ def _size(one: Any, rounds: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _sampled(z: float, q: float, rounds: int, delta: float) -> float:
-    if not _resolved(z, rounds, delta):
+    total = _total(z, q, rounds) if _resolved(z, rounds, delta) else None
+    if total is None:
         return _bound(z, q, rounds, delta)
-    grid, few = _grid(z, q), _FEW / 2
-    while (one := _round(z, q, grid))._pmf_remove.size >= few:
-        if (size := _size(one, rounds)) <= _MOST:
-            with np.errstate(all="ignore"):
-                spent = float(_composed(one, rounds, grid).get_epsilon_for_delta(delta))
-            return spent if spent < math.inf else _bound(z, q, rounds, delta)
-        grid *= 1.2 * size / _MOST
-    return _bound(z, q, rounds, delta)
+    with np.errstate(all="ignore"):
+        spent = float(total.get_epsilon_for_delta(delta))
+    return spent if spent < math.inf else _bound(z, q, rounds, delta)
 
 
 def _bound(z: float, q: float, rounds: int, delta: float) -> float:

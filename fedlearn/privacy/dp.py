@@ -36,8 +36,8 @@ def private_mean(max_norm: float, z: float, expected: float) -> Pipeline:
     Whoever knows the seed of the run can subtract the noise, unless ``Recipe(secret=True)``.
 
     Example:
-        >>> [s.name for s in private_mean(0.5, z=1.0, expected=10).on_server]
-        ['noise(0.05)']
+        >>> [s.name for s in private_mean(0.5, z=1.0, expected=10).on_server]  # z S / (q N)
+        ['noise(1 * 0.5 / 10)']
 
     Reference:
         McMahan, Ramage, Talwar, Zhang, 2018, "Learning differentially private recurrent language
@@ -45,7 +45,8 @@ def private_mean(max_norm: float, z: float, expected: float) -> Pipeline:
     """
     not_negative("private_mean", "z", z, 1.0)
     cut, divide = clip(max_norm)._replace(private=True), total(expected)
-    return chain(cut, divide, noise(z * max_norm / expected))
+    draw = noise(z * max_norm / expected)
+    return chain(cut, divide, draw._replace(name=f"noise({z:g} * {max_norm:g} / {expected:g})"))
 
 
 def noise_multiplier(pipeline: Pipeline) -> float:
@@ -130,8 +131,8 @@ def dp_federate(
     clients: Clients,
     *,
     rounds: int,
-    q: float,
     delta: float,
+    q: float | None = None,
     budget: float = math.inf,
     evaluate: Evaluate | None = None,
     every: int = 1,
@@ -162,8 +163,9 @@ def dp_federate(
             that ``noise_multiplier`` accepts; its method must send ``delta`` alone, and its server
             read nothing else.
         rounds: T, at most.
-        q: Probability with which a client joins a round.
         delta: 0 < delta < 1.
+        q: Probability with which a client joins a round. None: the pipeline's divisor, q N, over N;
+            another q is refused.
         budget: The largest epsilon that may be spent.
         evaluate, every, skip, checkpoint, save_every: As for ``federate``.
         resume: As for ``federate``; the rounds before are on the account.
@@ -186,7 +188,7 @@ def dp_federate(
         >>> recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0, pipeline)
         >>> from fedlearn import Simulated
         >>> clients = Simulated(recipe, digits.x, digits.y, parts)
-        >>> run = dp_federate(clients, rounds=99, q=0.2, delta=1e-3, budget=4.0)
+        >>> run = dp_federate(clients, rounds=99, delta=1e-3, budget=4.0)  # q = 20 / 100
         >>> spent = [r.metrics["epsilon"] for r in run]
         >>> spent[-1] <= 4.0, len(spent) < 99
         (True, True)
@@ -194,12 +196,12 @@ def dp_federate(
     Reference:
         McMahan et al., 2018, Algorithm 1, with this accountant in place of the moments accountant.
     """
+    recipe = clients.recipe
+    z, share = noise_multiplier(recipe.pipeline), recipe.pipeline.reduce.share
+    assert share is not None
+    q = float(f"{1 / share / clients.count:.12g}") if q is None else q
     check_odds("dp_federate", q, delta)
     check("dp_federate", "budget", budget, number(budget) > 0, "> 0", 8.0)
-    recipe = clients.recipe
-    z = noise_multiplier(recipe.pipeline)
-    share = recipe.pipeline.reduce.share
-    assert share is not None
     expected = q * clients.count
     if not math.isclose(1 / share, expected, rel_tol=1e-6):
         raise ValueError(
