@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -93,6 +94,15 @@ def test_a_rule_that_is_broken_is_said(rule):
     BROKEN[rule](nb)
     (said,) = skeleton.all_of(nb, "07")
     assert rule in said
+
+
+def test_the_map_in_the_readme_has_every_lesson_with_its_minutes():
+    rows = re.findall(r"^\| (\d\d) \| .*\| (\d+) \|$", (ROOT / "README.md").read_text(), re.M)
+    said = {}
+    for path in NOTEBOOKS:
+        first = nbformat.read(path, as_version=4).cells[0].source
+        said[path.stem[:2]] = (re.findall(r"about (\d+) minutes \|", first) or ["15"])[0]
+    assert dict(rows) == said  # the playground says nothing: a quarter of an hour
 
 
 # -- tools/cut.py ---------------------------------------------------------------------------------
