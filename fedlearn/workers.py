@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .checks import check
+from .partition.files import write_whole
 
 Job = tuple[Any, ...]  # what clients.some takes: message, context, memory, cuts, whether to add up
 _HERE: list[Any] = []  # in a worker: the clients
@@ -65,7 +66,7 @@ class Team:
         folder = self.folder = Path(mkdtemp(prefix="fedlearn-workers-"))
         self.count = count
         torch.save({"x": clients.x, "y": clients.y}, folder / "data.pt")
-        (folder / "clients.pkl").write_bytes(told)
+        write_whole(folder / "clients.pkl", told)
         begin = {"initializer": _begin_with, "initargs": (os.getpid(), str(folder))}
         self.pool = ProcessPoolExecutor(count, timeout=None, **begin)
         self.end = weakref.finalize(clients, _end, self.pool, folder)
