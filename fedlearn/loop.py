@@ -57,7 +57,7 @@ def loop(run: "Run") -> Iterator[Round]:
     algorithm, pipeline = recipe.algorithm, recipe.pipeline
     for t in range(run.t, run.rounds):
         # fmt: off
-        ctx     = run.cohort(t)                                 # S_t is called; some or all answer
+        ctx     = run.cohort(t)                                 # cohort C_t; some or all answer
         message = algorithm.message(run.state)                  # theta_t goes out
         reply, memory = clients.run(message, ctx, run.memory)   # Delta_k and n_k come back
         ctx     = ctx.heard(reply)                              # of those who are heard

@@ -47,7 +47,7 @@ def asked(call: Call, of: tuple[int, int, int]) -> Context:
 
 
 def sample(n: int, k: int, seed: int, t: int) -> np.ndarray:
-    """S_t (k,): k of n clients, uniformly, without replacement, ascending: from (seed, t) alone.
+    """C_t (k,): k of n clients, uniformly, without replacement, ascending: from (seed, t) alone.
 
     Example:
         >>> sample(100, 5, seed=0, t=0)

@@ -24,7 +24,6 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LIMIT_S = 300  # a hang, not a speed test
 AT_A_TIME = min(8, 1 + max(2, os.cpu_count() or 2))  # one more than cores: lesson 19 waits a lot
 TAGS = {"setup", "panel", "check", "exercise", "solution", "figure", "further"}
-UNCHECKED = {("01", 4)}  # exercises whose solution is a measurement to read, no answer to check
 
 # The kernel may talk to this machine only: whatever else is looked up or called is refused.
 OFFLINE = """
@@ -210,10 +209,9 @@ def test_every_exercise_is_checked_and_solved(path):
         number = int(named[1]) if named else None
         solutions = [i for i in sorted(tagged(nb, "solution")) if i >= start]
         assert solutions, f"{what}: no solution after it"
-        if (path.stem[:2], number) not in UNCHECKED:
-            checks = [i for i in sorted(tagged(nb, "check")) if start < i < end]
-            assert checks, f"{what}: no check before the next exercise"
-            assert checks[0] < solutions[0], f"{what}: the solution comes before the check"
+        checks = [i for i in sorted(tagged(nb, "check")) if start < i < end]
+        assert checks, f"{what}: no check before the next exercise"
+        assert checks[0] < solutions[0], f"{what}: the solution comes before the check"
         if number is None:
             assert solutions[0] < end, f"{what}: no solution before the next exercise"
         else:
