@@ -14,9 +14,9 @@ Named = tuple[str, np.ndarray, str]  # name, picture (h, w), remark
 
 
 class Pictures(Part):
-    """Grey pictures side by side, each with its name above: 0 is black, 1 white, NaN left out.
+    """Grey pictures side by side, each with its name above: 0 is white, 1 ink, NaN left out.
 
-    A picture of NaN alone is crossed out: an all-black one would look like it in a dark theme.
+    A picture of NaN alone is crossed out: an all-white one would look like it in a light theme.
 
     Reads a list of ``(name, (h, w) array)`` or ``(name, (h, w) array, remark)`` from the frame, or
     a dict ``{name: array}``. The remark is a second line, an error, say. Numbers outside 0..1 are
@@ -82,7 +82,7 @@ class Pictures(Part):
             i, j = divmod(k, columns)
             place = ((j + 0.04) / columns, 1 - (i + 1) / rows, 0.92 / columns, high)
             small = axes.inset_axes(place)
-            small.imshow(x, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            small.imshow(x, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
             small.set(xticks=[], yticks=[])
             small.grid(False)
             small.spines[:].set(visible=True, linewidth=0.6)

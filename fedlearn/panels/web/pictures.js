@@ -1,4 +1,4 @@
-// Small multiples of grey pictures, a rect a pixel: black is 0 and white 1 in both themes.
+// Small multiples of grey pictures, a rect a pixel: white is 0 and black 1, ink on paper, in both themes.
 function render({ model, el }) {
   const p = pane(model, el, "fl-pictures");
   const pixels = svg("g", {}, p.drawing), words = new Pool(svg("g", {}, p.drawing), "text");
@@ -46,7 +46,7 @@ function render({ model, el }) {
       const y0 = Math.round((i + 0.5) * g.ch - (tall * g.size + text) / 2 + text);
       let some = false;
       for (let y = 0; y < rows; y++) for (let x = 0; x < columns; x++, at++) {
-        const a = v[at], grey = Number.isFinite(a) ? Math.round(255 * Math.min(Math.max(a, 0), 1)) : -1;
+        const a = v[at], ink = Math.min(Math.max(a, 0), 1), grey = Number.isFinite(a) ? Math.round(255 * (1 - ink)) : -1;
         some ||= grey >= 0;
         pixel(x0 + x * g.size, y0 + y * g.size, g.size, grey);
       }
