@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,6 +88,9 @@ class Simulated:
         self.device, theta = torch.device(device), recipe.theta.to(device)
         self.x, self.y = like(own.x, theta, copy=True), like(own.y, theta, copy=True)
         self.chunk = chunk or min(100, max(1, _CACHE // recipe.theta.numel()))
+
+    def __getstate__(self) -> dict[str, Any]:  # a copy has workers of its own
+        return self.__dict__ | {"team": None}
 
     def memory(self) -> Memories:
         """What the clients of a new run remember, {name: (N, ...)} each."""

@@ -56,20 +56,19 @@ class Team:
         import cloudpickle
         from joblib.externals.loky import ProcessPoolExecutor
 
-        there = copy.copy(clients)
-        there.x = there.y = there.team = None
+        there = copy.copy(clients)  # without a team
+        there.x = there.y = None
         try:
             told = cloudpickle.dumps(there)
         except Exception as e:  # whatever a lock, a file or a generator says
             got, rule = f"{type(e).__name__} ({e})"[:200], "one that another process can be sent"
             check("Simulated", "recipe with workers > 1", got, False, rule, "workers=1")
-        folder = self.folder = Path(mkdtemp(prefix="fedlearn-workers-"))
-        self.count = count
-        torch.save({"x": clients.x, "y": clients.y}, folder / "data.pt")
-        write_whole(folder / "clients.pkl", told)
-        begin = {"initializer": _begin_with, "initargs": (os.getpid(), str(folder))}
-        self.pool = ProcessPoolExecutor(count, timeout=None, **begin)
-        self.end = weakref.finalize(clients, _end, self.pool, folder)
+        self.folder, self.count = Path(mkdtemp(prefix="fedlearn-workers-")), count
+        begin = {"initializer": _begin_with, "initargs": (os.getpid(), str(self.folder))}
+        self.pool = ProcessPoolExecutor(count, timeout=None, **begin)  # starts none yet
+        self.end = weakref.finalize(clients, _end, self.pool, self.folder)
+        torch.save({"x": clients.x, "y": clients.y}, self.folder / "data.pt")
+        write_whole(self.folder / "clients.pkl", told)
 
     def train(self, jobs: Iterable[tuple[np.ndarray, Job]]) -> Iterator[tuple[Any, ...]]:
         """(places, reply, memory) of each job, in order; a few at a time are on their way.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import os
@@ -261,6 +262,14 @@ def test_workers_share_a_chunk_without_changing_a_bit(sizes, batch, here):
     one, *others = (next(federate(c, rounds=1)).deltas for c in made)
     assert all(torch.equal(one, other) for other in others)
     assert len(sizes) < 10 or [c.team.seen for c in made[1:3]] == [[5, 5], [4, 3, 3]]
+
+
+def test_a_copy_has_no_share_in_the_workers_of_its_original(here):
+    p = problem()
+    clients = made(p, algorithms.fedavg(p.closed_form, 0.3), workers=2)
+    next(federate(clients, rounds=1))
+    assert clients.team is not None
+    assert copy.copy(clients).team is None and copy.deepcopy(clients).team is None
 
 
 def test_workers_of_a_folded_run_change_no_bit(folding, here):
