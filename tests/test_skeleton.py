@@ -101,8 +101,8 @@ def test_the_map_in_the_readme_has_every_lesson_with_its_minutes():
     said = {}
     for path in NOTEBOOKS:
         first = nbformat.read(path, as_version=4).cells[0].source
-        said[path.stem[:2]] = (re.findall(r"about (\d+) minutes \|", first) or ["15"])[0]
-    assert dict(rows) == said  # the playground says nothing: a quarter of an hour
+        said[path.stem[:2]] = re.search(r"about (\d+) minutes", first)[1]
+    assert dict(rows) == said
 
 
 # -- tools/cut.py ---------------------------------------------------------------------------------
