@@ -92,14 +92,14 @@ def stated(path: Path) -> str:
 def table() -> str:
     """A row a lesson."""
     rows = [
-        "| lesson | words | lines of code | figures | panels | read alone, min | in a room, min "
-        "| exercises, min | the lesson says |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| lesson | figures | panels | read alone, min | in a room, min | exercises, min "
+        "| the lesson says |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         it = measured(path)
         alone, room = (5 * round(it.minutes(p) / 5) for p in (READING, ALOUD))
-        numbers = f"{it.words:,} | {it.lines} | {it.figures} | {it.panels} | {alone} | {room}"
+        numbers = f"{it.figures} | {it.panels} | {alone} | {room}"
         rows.append(f"| {path.stem[:2]} | {numbers} | {it.exercises * 8} | {stated(path)} |")
     return "\n".join(rows)
 
