@@ -325,10 +325,10 @@ def test_a_worker_that_is_killed_ends_a_round_and_no_run():
     clients = made(p, method, chunk=2, workers=2)
     run = federate(clients, rounds=3)
     next(run)
-    os.kill(next(iter(clients.team.pool._processes)), getattr(signal, "SIGKILL", signal.SIGTERM))
+    for pid in [*clients.team.pool._processes]:  # all: one that is left might do the whole round
+        os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
     with pytest.raises(RuntimeError, match="a worker process has been killed"):
         next(run)
-        next(run)  # it may be noticed a round later
     *_, last = run
     assert torch.equal(last.theta, alone[-1].theta) and len(run.history) == 3
 
