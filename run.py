@@ -66,12 +66,11 @@ NOT_UNIT = [f"--ignore=tests/{name}" for name in APART]
 UNIT = ["-m", "pytest", "fedlearn", "tests", "--doctest-modules", *NOT_UNIT]
 ALONE = ["-m", "pytest", "tests", *NOT_UNIT]  # they measure time: nothing else runs
 BROWSER = ["-m", "pytest", "tests/browser"]
-BESIDE = ["-n", "2", "--dist", "loadfile"]  # beside the notebooks a deployment of Flower
 PARTS = {  # name: what .venv's Python is given, one command after the other
     "lint": [["-m", "ruff", "format", "--check", "."], ["-m", "ruff", "check", "."]],
     "types": [["-m", "mypy"]],
     "unit": [[*UNIT, "-m", "not alone", *CORES], [*ALONE, "-m", "alone"]],
-    "notebooks": [["-m", "pytest", "tests/test_notebooks.py", "tests/deployed", *BESIDE]],
+    "notebooks": [["-m", "pytest", "tests/test_notebooks.py"]],
     "browser": [[*BROWSER, "-m", "alone"], [*BROWSER, "-m", "not alone", *FEW]],
 }
 ASKED = {  # parts that run only when they are named

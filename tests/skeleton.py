@@ -93,6 +93,10 @@ def exercises(nb: nbformat.NotebookNode, number: str) -> Iterator[str]:
     texts = [(i, c.source) for i, c in enumerate(nb.cells)
              if c.cell_type == "markdown" and "exercise" in tags(c)]  # fmt: skip
     yield from (f"cell {i}: an exercise without a hint" for i, s in texts if HINT not in s)
+    for i, c in enumerate(nb.cells):
+        if c.cell_type == "code" and "solution" in tags(c):
+            if c.outputs and not c.metadata.get("jupyter", {}).get("outputs_hidden"):
+                yield f"cell {i}: what a solution prints is collapsed, too: outputs_hidden"
     if number != PLAYGROUND and not any(re.search(r"\bwhy\b", s, re.IGNORECASE) for _, s in texts):
         yield "no exercise asks why"
 

@@ -71,6 +71,9 @@ BROKEN = {
     "37 code cells in the main line": lambda nb: nb.cells.extend([code("1")] * 36),
     "a picture without a sentence": lambda nb: nb.cells[2].outputs[0].metadata.clear(),
     "without a hint": change(5, source="**Exercise 1.** Why?"),
+    "outputs_hidden": lambda nb: nb.cells.insert(
+        6, code("1", metadata={"tags": ["solution"]}, outputs=[nbformat.v4.new_output("stream")])
+    ),
     "asks why": change(5, source="**Exercise 1.** How? <details><summary>Hint</summary></details>"),
 }
 
