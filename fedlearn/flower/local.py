@@ -115,15 +115,15 @@ class Local:
             self.say(f"node {k} has joined")
 
     def _register(self, k: int) -> None:
-        """Three times, if need be: a SuperLink that has just begun may be busy."""
-        for left in (2, 1, 0):
+        """Again, if need be, for half a minute: a SuperLink that has just begun may be busy."""
+        for pause in (1.0, 2.0, 4.0, 8.0, 16.0, 0.0):
             try:
                 self.flwr("supernode", "register", str(self.keys / f"node-{k}.pub"))
                 return
             except RuntimeError as e:
-                if "Internal server error" not in str(e) or not left:
+                if "Internal server error" not in str(e) or not pause:
                     raise
-                time.sleep(1.0)
+                time.sleep(pause)
 
     def start_link(self) -> None:
         """Start the SuperLink, or start it again on the state that it left."""
