@@ -139,24 +139,17 @@ def _end(pool: Any, folder: Path) -> None:
 
 
 def _bare(v: Any) -> Any:
-    """Tensors as arrays, which travel at the speed of memory; half precision has no array."""
+    """Tensors as arrays, which travel at the speed of memory; bfloat16 has no array."""
     if isinstance(v, Tensor) and v.dtype != torch.bfloat16:
-        return _Bare(v.numpy())
+        return v.numpy()
     return _each(_bare, v)
 
 
 def _full(v: Any) -> Any:
-    return torch.from_numpy(v.array) if isinstance(v, _Bare) else _each(_full, v)
+    return torch.from_numpy(v) if isinstance(v, np.ndarray) else _each(_full, v)
 
 
 def _each(f: Any, v: Any) -> Any:
     if isinstance(v, dict):
         return {k: f(w) for k, w in v.items()}
     return type(v)(map(f, v)) if type(v) in (tuple, list) else v
-
-
-class _Bare:
-    """A tensor's numbers."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array

@@ -22,6 +22,10 @@ def tags(cell: nbformat.NotebookNode) -> set[str]:
     return set(cell.metadata.get("tags", ()))
 
 
+def hidden(cell: nbformat.NotebookNode) -> bool:
+    return bool(cell.metadata.get("jupyter", {}).get("source_hidden"))
+
+
 def headings(nb: nbformat.NotebookNode) -> list[str]:
     texts = [c.source for c in nb.cells if c.cell_type == "markdown"]
     return [h.strip() for text in texts for h in re.findall(r"^#{1,2} (.*)$", text, re.MULTILINE)]
@@ -69,7 +73,7 @@ def cells(nb: nbformat.NotebookNode) -> Iterator[str]:
     """How long cells are, and how many are in the main line; collapsed ones are not read."""
     main = 0
     for i, c in enumerate(nb.cells):
-        if c.cell_type != "code" or c.metadata.get("jupyter", {}).get("source_hidden"):
+        if c.cell_type != "code" or hidden(c):
             continue
         main += not tags(c) & {"exercise", "solution", "further"}
         if (lines := to_read(c.source)) > LINES:

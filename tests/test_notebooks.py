@@ -19,6 +19,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from needed import needed, shows_a_panel
+from skeleton import hidden, tags
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LIMIT_S = 300  # a hang, not a speed test
@@ -124,7 +125,7 @@ def words(nb: nbformat.NotebookNode) -> str:
 def test_cells_are_short(path):
     nb = nbformat.read(path, as_version=4)
     for c in nb.cells:
-        if c.cell_type == "code" and not c.metadata.get("jupyter", {}).get("source_hidden"):
+        if c.cell_type == "code" and not hidden(c):
             lines = [ln for ln in c.source.splitlines() if ln.strip()]
             assert len(lines) <= 25, f"{len(lines)} lines: cut it in two:\n{c.source[:300]}"
 
@@ -136,17 +137,9 @@ def test_there_are_lessons():
 # -- tags -----------------------------------------------------------------------------------------
 
 
-def tags(cell: nbformat.NotebookNode) -> set[str]:
-    return set(cell.metadata.get("tags", ()))
-
-
 def tagged(nb: nbformat.NotebookNode, *names: str) -> set[int]:
     """Numbers of the cells that have one of these tags."""
     return {i for i, c in enumerate(nb.cells) if tags(c) & set(names)}
-
-
-def hidden(cell: nbformat.NotebookNode) -> bool:
-    return bool(cell.metadata.get("jupyter", {}).get("source_hidden"))
 
 
 def shown(nb: nbformat.NotebookNode, numbers: set[int]) -> str:

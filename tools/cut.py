@@ -12,7 +12,6 @@ cut to ``setup panel`` runs. Outputs go along; the lesson itself isn't touched.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import re
 from pathlib import Path
@@ -77,7 +76,7 @@ def main(words: list[str] | None = None) -> int:
         before = notebook["cells"]
     except (OSError, ValueError, TypeError, KeyError) as e:
         parser.error(f"{asked.lesson} is no notebook that can be read ({e})")
-    notebook = {**copy.deepcopy(notebook), "cells": cut(before, {*asked.keep}, {*asked.drop})}
+    notebook |= {"cells": cut(before, {*asked.keep}, {*asked.drop})}
     text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     write_whole(asked.short, text.encode())
     code = [sum(c["cell_type"] == "code" for c in some) for some in (before, notebook["cells"])]

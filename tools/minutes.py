@@ -25,17 +25,15 @@ BEGIN, END = "<!-- minutes -->", "<!-- /minutes -->"
 
 
 class Pace(NamedTuple):
-    """Words and visible lines of code a minute; minutes a figure, a panel, an exercise."""
+    """Words and visible lines of code a minute; minutes a figure, and a panel."""
 
     words: float
     lines: float
     figure: float
     panel: float
-    exercise: float
 
 
-READING = Pace(200, 10, 1, 5, 8)
-ALOUD = Pace(130, 10, 2, 8, 8)
+READING, ALOUD, EXERCISE = Pace(200, 10, 1, 5), Pace(130, 10, 2, 8), 8
 
 
 class Lesson(NamedTuple):
@@ -100,7 +98,7 @@ def table() -> str:
         it = measured(path)
         alone, room = (5 * round(it.minutes(p) / 5) for p in (READING, ALOUD))
         numbers = f"{it.figures} | {it.panels} | {alone} | {room}"
-        rows.append(f"| {path.stem[:2]} | {numbers} | {it.exercises * 8} | {stated(path)} |")
+        rows.append(f"| {path.stem[:2]} | {numbers} | {it.exercises * EXERCISE} | {stated(path)} |")
     return "\n".join(rows)
 
 
