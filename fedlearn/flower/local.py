@@ -122,7 +122,7 @@ class Local:
                 return
             except RuntimeError as e:
                 if "Internal server error" not in str(e) or not pause:
-                    raise
+                    raise RuntimeError(f"{e}\nlink:\n{self._last('link')}") from None
                 time.sleep(pause)
 
     def start_link(self) -> None:
