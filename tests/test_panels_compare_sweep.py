@@ -520,7 +520,7 @@ def test_a_worker_finds_the_same_and_stays():
 
 @pytest.mark.slow
 def test_a_worker_that_dies_loses_no_cell():
-    s = Settings(rounds=1000, clients=5, seed=12)
+    s = Settings(rounds=300, clients=5, seed=12)
     found = workers.sweep(pairs(s, **AXES), helpers=1)
     first, _ = next(found)
     for pid in team():
