@@ -16,7 +16,7 @@ from .fleet import Fleet, check_fleet
 from .fold import Rule, join, rows
 from .recipe import Memories, Recipe, client_step, shards_of
 from .transform import Context
-from .workers import Team
+from .workers import Team, still
 
 _CACHE = 2_000_000  # parameters of a chunk: 8 MB; fewer steps in Python, and in the cache of most
 _PADDED = 100_000_000  # numbers that a chunk lays out, padding and all: 400 MB
@@ -153,8 +153,7 @@ class Simulated:
         if self.workers == 1 or self.device.type != "cpu":
             yield from ((at, *self.some(*job)) for at, job in jobs())
             return
-        if self.team is None or not self.team.end.alive:
-            self.team = Team(self, self.workers)
+        self.team = still(self.team, self, self.workers)
         yield from self.team.train(jobs())
 
     def some(

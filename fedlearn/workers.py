@@ -27,7 +27,7 @@ from .checks import check
 from .partition.files import write_whole
 
 Job = tuple[Any, ...]  # what clients.some takes: message, context, memory, cuts, whether to add up
-_HERE: list[Any] = []  # in a worker: the clients
+_HERE: list[Any] = []  # in a worker: the clients, or why they can't be had there
 
 
 class Team:
@@ -64,7 +64,9 @@ class Team:
             got, rule = f"{type(e).__name__} ({e})"[:200], "one that another process can be sent"
             check("Simulated", "recipe with workers > 1", got, False, rule, "workers=1")
         self.folder, self.count = Path(mkdtemp(prefix="fedlearn-workers-")), count
-        begin = {"initializer": _begin_with, "initargs": (os.getpid(), str(self.folder))}
+        self.held = _held(clients)
+        start = os.getpid(), str(self.folder), torch.get_default_dtype()
+        begin = {"initializer": _begin_with, "initargs": start}
         self.pool = ProcessPoolExecutor(count, timeout=None, **begin)  # starts none yet
         self.end = weakref.finalize(clients, _end, self.pool, self.folder)
         torch.save({"x": clients.x, "y": clients.y}, self.folder / "data.pt")
@@ -99,6 +101,27 @@ class Team:
                 future.cancel()
 
 
+def still(team: Team | None, clients: Any, count: int) -> Team:
+    """This team, if it lives and has what the clients are made of now; else a new one.
+
+    Example:
+        >>> from types import SimpleNamespace as Clients
+        >>> clients = Clients(recipe=None, x=torch.eye(2), y=torch.eye(2), parts=())
+        >>> team = still(None, clients, 2)
+        >>> still(team, clients, 2) is team
+        True
+    """
+    if team is not None:
+        if team.end.alive and all(a is b for a, b in zip(team.held, _held(clients), strict=True)):
+            return team
+        team.end()
+    return Team(clients, count)
+
+
+def _held(clients: Any) -> tuple[Any, ...]:
+    return clients.recipe, clients.x, clients.y, clients.parts, torch.get_default_dtype()
+
+
 def begin(parent: int) -> None:
     """In a new worker: one thread for PyTorch, and an end when the parent has been killed.
 
@@ -117,18 +140,24 @@ def begin(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _begin_with(parent: int, folder: str) -> None:
+def _begin_with(parent: int, folder: str, dtype: torch.dtype) -> None:
     import cloudpickle
 
     begin(parent)
+    torch.set_default_dtype(dtype)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    clients = cloudpickle.loads(Path(folder, "clients.pkl").read_bytes())
-    data = torch.load(Path(folder, "data.pt"), mmap=True, weights_only=True)
-    clients.x, clients.y = data["x"], data["y"]
-    _HERE[:] = [clients]
+    try:
+        clients = cloudpickle.loads(Path(folder, "clients.pkl").read_bytes())
+        data = torch.load(Path(folder, "data.pt"), mmap=True, weights_only=True)
+        clients.x, clients.y = data["x"], data["y"]
+        _HERE[:] = [clients]
+    except Exception as e:  # raised here it would look as if the worker had been killed
+        _HERE[:] = [e]
 
 
 def _some(job: Any) -> Any:
+    if isinstance(_HERE[0], Exception):
+        raise _HERE[0]
     return _bare(_HERE[0].some(*_full(job)))
 
 

@@ -215,7 +215,7 @@ class Here:
     """In a team's place: what it would send is packed and unpacked, and done in this process."""
 
     def __init__(self, clients, count):
-        self.clients, self.end = clients, self
+        self.clients, self.end, self.held = clients, self, workers._held(clients)
         self.alive, self.count, self.seen = True, count, []
 
     def train(self, jobs):
@@ -228,7 +228,7 @@ class Here:
 @pytest.fixture
 def here(monkeypatch):
     """No process is started."""
-    monkeypatch.setattr(place, "Team", Here)
+    monkeypatch.setattr(workers, "Team", Here)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -344,6 +344,37 @@ def test_an_error_in_a_worker_is_the_run_s():
     own = algorithms.fedavg(p.closed_form, lr=0.3)._replace(client=client)
     with pytest.raises(RuntimeError, match="out of paper"):
         next(federate(made(p, own, workers=2), rounds=1))
+
+
+class Unreadable:
+    """It can be sent, and not be received."""
+
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return int, ("no number",)
+
+
+@pytest.mark.slow
+def test_what_a_worker_can_t_receive_is_said():
+    p = problem()
+
+    def client(message, shards, memory, what=Unreadable()):  # type: ignore[no-untyped-def]  # noqa: B008
+        raise AssertionError("it was received")
+
+    own = algorithms.fedavg(p.closed_form, lr=0.3)._replace(client=client)
+    with pytest.raises(ValueError, match="no number"):
+        next(federate(made(p, own, workers=2), rounds=1))
+
+
+@pytest.mark.slow
+def test_workers_follow_a_recipe_that_is_exchanged():
+    p = problem()
+    ends = []
+    for count in (1, 2):
+        clients = made(p, algorithms.fedavg(p.closed_form, lr=0.3), chunk=1, workers=count)
+        next(federate(clients, rounds=1))
+        clients.recipe = Recipe(clients.recipe.algorithm, clients.recipe.theta, batch=8, seed=3)
+        ends.append(next(federate(clients, rounds=1)).theta)
+    assert torch.equal(*ends)
 
 
 def test_a_recipe_that_no_other_process_can_have_is_refused():
