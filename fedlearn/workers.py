@@ -105,8 +105,9 @@ def still(team: Team | None, clients: Any, count: int) -> Team:
     """This team, if it lives and has what the clients are made of now; else a new one.
 
     Example:
-        >>> from types import SimpleNamespace as Clients
-        >>> clients = Clients(recipe=None, x=torch.eye(2), y=torch.eye(2), parts=())
+        >>> class Clients:
+        ...     recipe, x, y, parts = None, torch.eye(2), torch.eye(2), ()
+        >>> clients = Clients()
         >>> team = still(None, clients, 2)
         >>> still(team, clients, 2) is team
         True
