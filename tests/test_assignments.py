@@ -218,6 +218,25 @@ def test_an_assignment_writes_as_the_lessons_do(path):
     assert all(not c.get("outputs") for c in code(path))
 
 
+@pytest.mark.parametrize("path", MASTERS, ids=lambda p: p.stem)
+def test_an_unanswered_question_stops_nothing(path, built):
+    space: dict[str, object] = {}
+    for cell in versions(built(path.stem))[1].cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, "<cell>", "exec"), space)
+
+
+def test_the_instructor_reads_what_mistakes_cost():
+    text = (MASTERS[0].parent / "README.md").read_text(encoding="utf-8")
+    said = re.findall(r"^\| (\d)\.(\d) \|.*\| (\d) of (\d) \|$", text, re.MULTILINE)
+    cost = [
+        (name[-1], q[-1], str(left), str(POINTS[name][q]))
+        for name, wrong in WRONG.items()
+        for q, (_, _, left) in wrong.items()
+    ]
+    assert said == cost
+
+
 def test_a_folder_is_graded_into_a_table(built, tmp_path, capfd, monkeypatch):
     """In a kernel, offline, as an instructor does it; another assignment's notebook is refused."""
     folder, handed = built("session1"), tmp_path / "handed in"
