@@ -20,17 +20,11 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from test_notation import GIVEN_UP, KNOWN, disagreements, words_of
-
-pytest.importorskip("otter", reason="needs otter-grader: pip install -e .[teach]")
-
-from otter.api import grade_submission
-from otter.assign import main as assign
-from otter.check.notebook import Notebook
-from otter.execute import Checker
 
 ROOT = Path(__file__).parents[1]
 MASTERS = sorted((ROOT / "teaching" / "assignments").glob("*.ipynb"))
@@ -39,10 +33,7 @@ POINTS = {
     "session2": {"q1": 3, "q2": 4, "q3": 4, "q4": 4, "q5": 5},
     "session3": {"q1": 3, "q2": 5, "q3": 5, "q4": 4, "q5": 3},
 }
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Otter's dependencies
-]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Otter's dependencies
 spec = importlib.util.spec_from_file_location("grade", ROOT / "tools" / "grade.py")
 grade = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(grade)
@@ -61,7 +52,7 @@ WRONG: dict[str, Wrong] = {
     "session2": {
         "q1": ("others / others", "(others + counts) / (others + counts)", 0),  # from the whole
         "q2": ("np.argsort(labels[rest]", "np.argsort(rest", 2),  # sorted by row, not by label
-        "q3": ("np.asarray(tau)", "np.mean(tau)", 1),  # a mean number of steps for all
+        "q3": ("** tau", "** tau.mean()", 1),  # a mean number of steps for all
         "q4": ("(1 - (1 - lr * a) ** (1 / E)) / a", "lr / a + 0 * E", 0),  # less for the steep
         "q5": ("(n / n.sum()) @ c_k", "c_k.mean()", 1),  # the variates averaged uniformly
     },
@@ -86,23 +77,33 @@ def run_here(self: object, nb: nbformat.NotebookNode) -> tuple[nbformat.Notebook
     return nb, {}
 
 
+def otter(name: str) -> Any:
+    """A module of Otter, imported when it is needed: that takes two seconds."""
+    return pytest.importorskip(name, reason="needs otter-grader: pip install -e .[teach]")
+
+
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], dict[str, float]]:
     """Otter's grading without a kernel: (notebook, folder of otter assign) -> points."""
+    checker = otter("otter.execute").Checker
     monkeypatch.setattr("nbconvert.preprocessors.ExecutePreprocessor.preprocess", run_here)
     monkeypatch.setattr("otter.execute.start_server", lambda: (("", 0), lambda: None))
     monkeypatch.setattr("otter.logging.send_logs", lambda *where: None)  # a kernel's, to the server
     monkeypatch.setattr("otter.logging.set_level", lambda level: None)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("PATH", os.environ["PATH"])
-    for owner in (Notebook, Checker):  # what the cells switch on is switched off after the test
+    notebook = otter("otter.check.notebook").Notebook
+    for owner in (notebook, checker):  # what the cells switch on is switched off after the test
         for name, value in vars(owner).items():
             if name.startswith("_") and isinstance(value, bool | list | None):
                 monkeypatch.setattr(owner, name, value)
 
     def points(notebook: Path, built: Path) -> dict[str, float]:
-        Checker.clear_results()
-        results = grade_submission(str(notebook), str(grade.autograder(built)), quiet=True)
+        checker.clear_results()
+        with contextlib.redirect_stdout(io.StringIO()):
+            results = otter("otter.api").grade_submission(
+                str(notebook), str(grade.autograder(built))
+            )
         return {name: file.score for name, file in results.results.items()}
 
     return points
@@ -117,7 +118,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if name not in done:
             done[name] = tmp_path_factory.mktemp(name) / "built"
             master = ROOT / "teaching" / "assignments" / f"{name}.ipynb"
-            assign(str(master), str(done[name]), no_run_tests=True)
+            otter("otter.assign").main(str(master), str(done[name]), no_run_tests=True)
         return done[name]
 
     return folder
@@ -157,6 +158,7 @@ def test_there_are_three_sessions():
     assert [path.stem for path in MASTERS] == list(POINTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POINTS)
 def test_right_half_wrong_and_empty_answers_get_what_they_deserve(
     name, built, here, tmp_path, closed_network
@@ -171,6 +173,7 @@ def test_right_half_wrong_and_empty_answers_get_what_they_deserve(
     assert closed_network == []  # neither building nor grading asked for anything
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MASTERS, ids=lambda p: p.stem)
 def test_students_get_no_answer_and_no_hidden_test(path, built):
     folder = built(path.stem)
@@ -218,6 +221,7 @@ def test_an_assignment_writes_as_the_lessons_do(path):
     assert all(not c.get("outputs") for c in code(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MASTERS, ids=lambda p: p.stem)
 def test_an_unanswered_question_stops_nothing(path, built):
     space: dict[str, object] = {}
@@ -237,20 +241,53 @@ def test_the_instructor_reads_what_mistakes_cost():
     assert said == cost
 
 
-def test_a_folder_is_graded_into_a_table(built, tmp_path, capfd, monkeypatch):
-    """In a kernel, offline, as an instructor does it; another assignment's notebook is refused."""
+@pytest.mark.slow
+def test_another_sessions_notebook_is_refused(built, here, tmp_path):
+    other = handed_in(built("session2"), tmp_path / "by mistake.ipynb", ("q1",))
+    with pytest.raises(RuntimeError, match="for assignment 'session2'"):
+        here(other, built("session1"))
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return [*csv.DictReader(path.read_text(encoding="utf-8").splitlines())]
+
+
+@pytest.mark.slow
+def test_a_notebook_is_graded_in_a_kernel_and_put_into_a_table(
+    built, tmp_path, capsys, monkeypatch
+):
     folder, handed = built("session1"), tmp_path / "handed in"
     handed.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     handed_in(folder, handed / "ada.ipynb", tuple(POINTS["session1"]))
-    handed_in(built("session2"), handed / "by mistake.ipynb", ("q1",))
     assert grade.main([str(folder), str(handed), str(tmp_path / "grades.csv")]) == 0
-    text = (tmp_path / "grades.csv").read_text(encoding="utf-8")
-    ada, mistake = csv.DictReader(text.splitlines())
-    asked = {q: float(ada[q]) for q in POINTS["session1"]}
-    assert asked == POINTS["session1"] and float(ada["score"]) == float(ada["of"]) == 20
-    assert mistake["score"] == "" and "session2" in mistake["trouble"]
-    assert "20 of 20" in capfd.readouterr().out
+    (ada,) = table(tmp_path / "grades.csv")
+    assert {q: float(ada[q]) for q in POINTS["session1"]} == POINTS["session1"]
+    assert float(ada["score"]) == float(ada["of"]) == 20 and ada["trouble"] == ""
+    assert "20 of 20" in capsys.readouterr().out
+
+
+OTTER_THAT_FAILS = """
+import sys, time
+if "hangs" in sys.argv[2]:
+    time.sleep(60)
+sys.exit("a traceback\\nOtterRuntimeError: this isn't the assignment")
+"""
+
+
+@pytest.mark.slow
+def test_what_cannot_be_graded_is_a_row_and_stops_nobody(tmp_path, monkeypatch):
+    for name in ("built/autograder/x-autograder_1.zip", "in/b/refused.ipynb",
+                 "in/hangs.ipynb", "otter/__init__.py"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "otter" / "__main__.py").write_text(OTTER_THAT_FAILS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    where = [str(tmp_path / name) for name in ("built", "in", "grades.csv")]
+    assert grade.main([*where, "--minutes", "0.05"]) == 0
+    refused, hung = table(tmp_path / "grades.csv")
+    assert refused["trouble"] == "OtterRuntimeError: this isn't the assignment"
+    assert hung["trouble"] == "not done after 0.05 minutes" and hung["score"] == ""
 
 
 @pytest.mark.parametrize(
