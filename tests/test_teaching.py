@@ -48,7 +48,7 @@ def test_the_guides_minutes_are_the_counted_ones():
     assert minutes.filled(guide) == guide, "run python tools/minutes.py --write"
 
 
-@pytest.mark.parametrize("path", sorted(TEACHING.glob("*.md")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted(TEACHING.rglob("*.md")), ids=lambda p: p.name)
 def test_links_of_the_kit_lead_somewhere(path):
     for to in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
         assert (path.parent / to).exists(), to
