@@ -1,4 +1,4 @@
-"""Every lesson runs top to bottom on a laptop without network, is stored clean, and is tagged.
+"""Every lesson and the handout run top to bottom, offline, and are stored clean and tagged.
 
 Tags say what a cell is for: what a panel needs (``setup``), a ``panel``, a ``check`` of a claim or
 an answer, an ``exercise``, its ``solution``, a ``figure``, an experiment ``further`` on.
@@ -22,6 +22,7 @@ from needed import needed, shows_a_panel
 from skeleton import hidden, tags
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+PAGES = [*NOTEBOOKS, Path(__file__).parents[1] / "teaching" / "your_own.ipynb"]  # and the handout
 LIMIT_S = 300  # a hang, not a speed test
 AT_A_TIME = min(8, 1 + max(2, os.cpu_count() or 2))  # one more than cores: lesson 19 waits a lot
 TAGS = {"setup", "panel", "check", "exercise", "solution", "figure", "further"}
@@ -87,14 +88,14 @@ def executed(
     pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
 def test_runs_offline_without_error_or_warning(executed, path, record_property):
     nb, seconds = executed[path].result()
     record_property("measured", f"{path.stem}: {seconds:.1f} s")
     assert complaints(nb) == []
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
 def test_stored_clean(path):
     text = path.read_text()
     nb = nbformat.reads(text, as_version=4)
@@ -121,7 +122,7 @@ def words(nb: nbformat.NotebookNode) -> str:
     return "\n".join(parts)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
 def test_cells_are_short(path):
     nb = nbformat.read(path, as_version=4)
     for c in nb.cells:
@@ -172,7 +173,7 @@ def check_tags(nb: nbformat.NotebookNode) -> None:
         assert further == ("further" in mine), f"{where}: 'Further experiments' and `further`"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
 def test_tags_say_what_a_cell_is(path):
     check_tags(nbformat.read(path, as_version=4))
 

@@ -28,6 +28,11 @@ def test_a_lesson_has_the_course_s_shape(path):
     assert skeleton.all_of(nbformat.read(path, as_version=4), path.stem[:2]) == []
 
 
+def test_the_handout_has_short_cells_and_pictures_with_a_sentence():
+    nb = nbformat.read(ROOT / "teaching" / "your_own.ipynb", as_version=4)
+    assert [*skeleton.cells(nb), *skeleton.figures(nb)] == []
+
+
 OBJECTIVES = (
     "| After this lesson you can | about 45 minutes |\n|---|---|\n| see | 20 |\n| say | 25 |\n"
 )

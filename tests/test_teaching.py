@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from needed import shows_a_panel
-from test_notation import KNOWN, disagreements
+from test_notation import KNOWN, disagreements, words_of
 
 ROOT = Path(__file__).parents[1]
 TEACHING = ROOT / "teaching"
@@ -48,9 +48,13 @@ def test_the_guides_minutes_are_the_counted_ones():
     assert minutes.filled(guide) == guide, "run python tools/minutes.py --write"
 
 
-@pytest.mark.parametrize("path", sorted(TEACHING.rglob("*.md")), ids=lambda p: p.name)
+PAGES = sorted([*TEACHING.rglob("*.md"), *TEACHING.glob("*.ipynb")])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
 def test_links_of_the_kit_lead_somewhere(path):
-    for to in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+    text = words_of(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+    for to in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (path.parent / to).exists(), to
 
 
