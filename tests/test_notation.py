@@ -126,8 +126,9 @@ def test_a_lesson_writes_no_letter_that_was_given_up(path):
 
 
 def test_the_table_of_the_course_has_the_letters_that_had_several_meanings():
-    letters = r"K N C E \mathbbE \alpha a_k \nu \tau_k \tau_s h w_k \varepsilon \kappa q P_k(c) S"
-    assert set((letters + r" \mathcalC_t z s \delta \Delta_k v v_k R^2 T").split()) <= set(KNOWN)
+    letters = r"K N C E \mathbbE \alpha a_k \nu \tau_k \tau_s h \psi_k \varepsilon \kappa q P_k(c)"
+    letters += r" S \mathcalC_t z s \delta \Delta_k v v_k R^2 T"
+    assert set(letters.split()) <= set(KNOWN)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class Quadratics(NamedTuple):
         return np.stack(path)
 
     def fixed_point(self, lr: float, E: int) -> np.ndarray:
-        """Where FedAvg ends: (Σ p_k W_k)⁻¹ Σ p_k W_k b_k with W_k = I - (I - lr A_k)^E. (d,)
+        """Where FedAvg ends: (Σ p_k Ψ_k)⁻¹ Σ p_k Ψ_k b_k with Ψ_k = I - (I - lr A_k)^E. (d,)
 
         E = 1 gives the optimum; E to infinity the mean Σ p_k b_k of the clients' minima.
         """
