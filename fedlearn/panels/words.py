@@ -19,6 +19,10 @@ SHORT = {
     "mu": "μ",
     "server_lr": "η_s",
     "beta": "β",
+    "noise": "z",
+    "rate": "q",
+    "clip": "S",
+    "budget": "budget ε",
 }
 NAMES = {
     "fedavg": "FedAvg",
@@ -31,6 +35,7 @@ NAMES = {
     "fedadagrad": "FedAdagrad",
     "fedadam": "FedAdam",
     "fedyogi": "FedYogi",
+    "dp_fedavg": "DP-FedAvg",
     "mlp": "network",
     "iid": "even",
     "label_swap": "labels 0, 1 swapped",
@@ -77,7 +82,7 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if "feature" in other:
         other -= {"amount"}
     if "method" in other:
-        other -= {"epochs", "batch", "mu", "server_lr", "beta"}
+        other -= {"epochs", "batch", "mu", "server_lr", "beta", "noise", "rate", "clip", "budget"}
     if {"clients", "cohort"} <= other and before["clients"] == before["cohort"]:
         other -= {"cohort"}  # everybody takes part, before and now
     text = f" ({', '.join(said(k, v) for k, v in before.items() if k in other)})"

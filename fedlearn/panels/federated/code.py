@@ -1,5 +1,6 @@
 """The Python that makes exactly a panel's run: what its Code button shows."""
 
+import math
 import re
 from dataclasses import asdict
 
@@ -21,9 +22,10 @@ method = {made}
 recipe = Recipe(method, task.theta0, {rule}batch={batch}, epochs={epochs}, seed={seed})
 clients = Simulated(recipe, {x}, {y}, parts)
 test = model.evaluator(task, d.x_test, d.y_test)
-history = collect(federate(clients, rounds={rounds}, cohort={cohort}, evaluate=test))
+history = collect({run}, evaluate=test))
 print(history["loss"][-1], history["accuracy"][-1])
 """
+_PRIVATE = "from fedlearn.privacy import dp_federate, private_mean\n"
 _BY = {"by_attribute": "d.group"}  # the others look at the labels
 # Feature or concept skew: the line before ``task``, with x or y in place of d.x or d.y.
 _SEEN = {
@@ -57,13 +59,23 @@ def code(s: Settings) -> str:
         split=_given(split_arguments(s)), made=_method(s),
         task=f"{'softmax_regression' if linear else 'mlp'}({shape})",
         seen=_SEEN[s.feature].format(**values, low=-90 * a, high=90 * a, dark=1 - a),
-        imports=("import numpy as np\n\n" if numbers else "") + brought(s),
+        imports=("import numpy as np\n\n" if numbers else "") + _PRIVATE * s.private + brought(s),
         more=", skew" if s.feature != "none" else "",
+        run=_started(s),
         rule=_stages(s), x="x" if numbers else "d.x", y="y" if s.feature == "label_swap" else "d.y",
     )  # fmt: skip
 
 
+def _started(s: Settings) -> str:
+    if not s.private:
+        return f"federate(clients, rounds={s.rounds}, cohort={s.cohort}"
+    budget = f", budget={s.budget!r}" if s.budget < math.inf else ""
+    return f"dp_federate(clients, rounds={s.rounds}, delta=1 / {s.clients}**2{budget}"
+
+
 def _stages(s: Settings) -> str:
+    if s.private:
+        return f"private_mean({s.clip!r}, {s.noise!r}, {s.rate!r} * {s.clients}), "
     return "" if isinstance(s.pipeline, str) else f"chain({words(s.pipeline)}), "
 
 
@@ -82,7 +94,8 @@ def _method(s: Settings) -> str:
     if not isinstance(s.method, str):
         return f"{words(s.method)}(task, {s.lr!r})  # your own"
     total = ", n_total=len(d.y)" if s.method in WEIGHS else ""
-    return f"algorithms.{s.method}(task, lr={s.lr!r}{_given(own_settings(s))}{total})"
+    name = "fedavg" if s.private else s.method
+    return f"algorithms.{name}(task, lr={s.lr!r}{_given(own_settings(s))}{total})"
 
 
 def _given(arguments: dict[str, float]) -> str:

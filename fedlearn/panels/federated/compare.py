@@ -17,7 +17,7 @@ from ..words import said, words
 from . import controls as knobs
 from .code import code
 from .frames import frames
-from .settings import MODELS, Settings, check_names
+from .settings import MODELS, OWN, Settings, check_names
 
 _DIFFER: dict[str, tuple[str, tuple[Any, ...]]] = {  # as the menu has it; B: the first not A's
     "dataset": ("dataset", ("digits", "breast_cancer")),
@@ -35,7 +35,6 @@ _DIFFER: dict[str, tuple[str, tuple[Any, ...]]] = {  # as the menu has it; B: th
 VARY = tuple(_DIFFER)
 _LONG = {"Epochs": "Local epochs", "Rate η": "Learning rate"}  # beside a letter: the short one
 _SWITCH = {"alpha": "partition", "amount": "feature", "epochs": "method", "batch": "method"}
-_OVER = {below: name for name, all_ in knobs.TOGETHER.items() for below in all_}  # where it stands
 
 
 class Compare(Explorable):
@@ -187,11 +186,11 @@ class Compare(Explorable):
         seen = self._shown | {self.vary}
         if not self.settings("a").applies(self.vary):
             seen.add(_SWITCH[self.vary])  # what would make it count has to be in reach
-        return seen | {name for name in _OVER if _OVER[name] in seen}
+        return seen | {below for name in seen for below in knobs.TOGETHER.get(name, ())}
 
     def _place(self, name: str, seen: bool, differs: bool) -> None:
         one, two = self.controls[name], self.controls.get(f"b {name}")
-        if differs or not seen or name not in (*knobs.SKEWS, *knobs.OWN):  # follow() did those
+        if differs or not seen or name not in (*knobs.SKEWS, *OWN):  # follow() did those
             knobs.hide(one, not seen)
         if two is not None:
             brief = two.description.removeprefix("B: ")

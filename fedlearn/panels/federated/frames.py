@@ -12,19 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ... import algorithms, data, model, partition, skew
+from ... import algorithms, data, model, partition, privacy, skew
 from ...aggregate import mean
 from ...algorithms import Algorithm
 from ...diagnostics import client_metrics
 from ...history import Diverged, Round
-from ...loop import federate
+from ...loop import Run, federate
+from ...participation import poisson
 from ...recipe import Recipe
 from ...rng import Use, numpy_rng
 from ...simulated import Simulated, centralised
 from ...transform import chain
 from ..parts.lines import boundary_scene
 from ..words import words
-from .settings import METHODS, PARTITIONS, Settings
+from .settings import METHODS, OWN, PARTITIONS, Settings
 
 HIDDEN = 32  # units of the hidden layer of "mlp"
 WEIGHS = ("scaffold", "feddyn")  # methods that need the population's size
@@ -68,6 +69,8 @@ def setup(s: Settings) -> Setup:
     method = make_method(s, task, len(d.y))
     batch, epochs = (s.batch, s.epochs) if s.applies("epochs") else (None, 1)
     pipeline = chain(mean()) if isinstance(s.pipeline, str) else s.pipeline
+    if s.private:
+        pipeline = privacy.private_mean(s.clip, s.noise, expected=s.rate * s.clients)
     recipe = Recipe(method, task.theta0, pipeline, batch=batch, epochs=epochs, seed=s.seed)
     x, y = _as_seen(s, d, parts)
     return Setup(d, x, y, parts, task, recipe, model.evaluator(task, d.x_test, d.y_test))
@@ -105,7 +108,8 @@ def make_method(s: Settings, task: model.Task, n_total: int) -> Algorithm:
     """The settings' method for a task, over a population of ``n_total`` examples."""
     if isinstance(s.method, str):
         more = {"n_total": n_total} if s.method in WEIGHS else {}
-        made: Any = getattr(algorithms, s.method)(task, lr=s.lr, **own_settings(s), **more)
+        name = "fedavg" if s.private else s.method
+        made: Any = getattr(algorithms, name)(task, lr=s.lr, **own_settings(s), **more)
     else:
         made = s.method(task, s.lr)
     if not isinstance(made, Algorithm):
@@ -118,6 +122,8 @@ def make_method(s: Settings, task: model.Task, n_total: int) -> Algorithm:
 
 def own_settings(s: Settings) -> dict[str, float]:
     """What the method is given beside lr, under its own names for it."""
+    if s.private:  # its settings are the pipeline's
+        return {}
     called = _AS.get(str(s.method), {})
     return {called.get(k, k): getattr(s, k) for k in METHODS[str(s.method)]}
 
@@ -130,8 +136,20 @@ def split_arguments(s: Settings) -> dict[str, float]:
     return out | ({"size_alpha": s.size_alpha} if s.applies("size_alpha") else {})
 
 
+def start(s: Settings, made: Setup) -> Run:
+    """The run itself, no round of it done."""
+    clients = Simulated(made.recipe, made.x, made.y, made.parts)
+    how: Any = {"rounds": s.rounds, "evaluate": made.test}
+    if s.private:
+        return privacy.dp_federate(clients, delta=1 / s.clients**2, budget=s.budget, **how)
+    return federate(clients, cohort=s.cohort, **how)
+
+
 class References:
-    """The same runs with all data in one place: advanced a round at a time, kept by settings."""
+    """The same runs with all data in one place, private ones without clip and noise.
+
+    They are advanced a round at a time, and kept by settings.
+    """
 
     def __init__(self, keep: int = 32):
         self._keep = keep
@@ -140,8 +158,12 @@ class References:
     def upto(self, s: Settings, made: Setup, t: int) -> dict[str, list[float]]:
         """Columns of at least t rounds (t + 1 values), or as many as the run has."""
         plain = "fedsgd" if s.method == "fedsgd" else "fedavg"  # no method is needed in one place
-        apart = {"cohort", "method", "mu", "server_lr", "beta", "pipeline"}
-        if s.feature == "none":  # then who holds what is no matter where all is in one place
+        apart = {"cohort", "method", "pipeline", *OWN} - (
+            {"method", "rate"} if s.private else set()
+        )
+        if (
+            s.feature == "none" and not s.private
+        ):  # then who holds what is no matter where all is in one place
             apart |= {"partition", "alpha", "labels_each", "shards_each", "size_alpha", "amount"}
         key = (plain, *(v for k, v in vars(s).items() if k not in apart))
         if key not in self._known:
@@ -149,10 +171,11 @@ class References:
                 del self._known[next(iter(self._known))]
             method = getattr(algorithms, plain)(made.task, lr=s.lr)
             recipe = replace(made.recipe, algorithm=method, pipeline=chain(mean()))
-            everything = centralised(recipe, made.x, made.y, s.clients)
-            run: Iterator[Round] = federate(everything, rounds=s.rounds, evaluate=made.test)
-            start = made.test(made.task.theta0)
-            self._known[key] = run, {k: [v] for k, v in start.items()}
+            where, cohort = centralised(recipe, made.x, made.y, s.clients), None  # type: Any, Any
+            if s.private:
+                where, cohort = Simulated(recipe, made.x, made.y, made.parts), poisson(s.rate)
+            how = federate(where, rounds=s.rounds, cohort=cohort, evaluate=made.test)
+            self._known[key] = how, {k: [v] for k, v in made.test(made.task.theta0).items()}
         run, columns = self._known[key]
         while len(columns["loss"]) <= t:
             try:
@@ -179,7 +202,8 @@ def frames(s: Settings, references: References | None = None) -> Iterator[dict[s
         ``drift`` (mean over the cohort of the norm of delta_k), ``clients`` (a function: accuracy
         of the shared model on each client's own examples, as it sees and names them),
         ``reference``; on the toy plane ``boundary`` (a function, see :func:`boundary_scene`); in
-        frame 0 also ``counts``, ``labels`` and ``note``.
+        frame 0 also ``counts``, ``labels`` and ``note``. A private run: ``epsilon`` spent so far,
+        ``budget``, and the norms of the mean update, ``updates``, and of its ``noise``.
 
     Example:
         >>> *_, last = frames(Settings(rounds=10, alpha=100.0, lr=0.5))
@@ -196,21 +220,33 @@ def frames(s: Settings, references: References | None = None) -> Iterator[dict[s
         "labels": [str(c) for c in range(made.data.classes)],
         "note": made.parts.note,
         **look(theta, theta[None][:0]),
+        **_private(s, theta.numel()),
     }
     if references:  # what is known already is shown whole; nothing is computed before this frame
         first["reference"] = dict(references.upto(s, made, 0))
     yield first
-    clients = Simulated(made.recipe, made.x, made.y, made.parts)
-    run = federate(clients, rounds=s.rounds, cohort=s.cohort, evaluate=made.test)
-    for r in run:
+    for r in start(s, made):
         sent += (r.sent + r.received) * len(r.answered)
         local = torch.full((N, theta.numel()), torch.nan)  # NaN: not in the cohort
         local[torch.from_numpy(r.answered)] = theta + r.deltas
         theta, drift = r.theta, float(r.deltas.norm(dim=1).mean())
         frame = {**r.metrics, "bytes": sent, "drift": drift, **look(theta, local)}
+        frame |= _private(s, theta.numel(), r)
         if references:
             frame["reference"] = {k: list(v) for k, v in references.upto(s, made, r.t + 1).items()}
         yield frame
+
+
+def _private(s: Settings, d: int, r: Round | None = None) -> dict[str, Any]:
+    """What a private run's frames hold beside those of the others."""
+    if not s.private:
+        return {}
+    expected, nan = s.rate * s.clients, float("nan")
+    signal = float(r.deltas.sum(0).norm()) / expected if r and len(r.deltas) else nan
+    limit = s.budget if np.isfinite(s.budget) else nan
+    noise = s.noise * s.clip * d**0.5 / expected
+    name = {} if r else {"epsilon": nan, "reference_name": "no clip, no noise"}
+    return {"updates": signal, "noise": noise, "budget": limit, **name}
 
 
 def final(s: Settings, stale: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
@@ -218,12 +254,11 @@ def final(s: Settings, stale: Callable[[], bool] = lambda: False) -> dict[str, f
     last: dict[str, float] = {}
     try:
         made = setup(s)
-        clients = Simulated(made.recipe, made.x, made.y, made.parts)
-        T = s.rounds
-        for r in federate(clients, rounds=T, cohort=s.cohort, evaluate=made.test, every=T):
+        for r in start(s, replace(made, test=lambda theta: {})):
             if stale():
                 return None
-            last = r.metrics
+            last, theta = r.metrics, r.theta
+        last = last | made.test(theta)  # once: a budget may end the run at any round
     except (ValueError, Diverged):
         return {}
     return last if all(map(np.isfinite, last.values())) else {}

@@ -1,5 +1,6 @@
 """The panel of the course: a federated run under the hand."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,12 @@ PARTS = {
     "holdings": lambda x: Holdings(),
     "clients": lambda x: Dots(),
     "boundary": lambda x: Boundary(),
+    "privacy": lambda x: Curve("accuracy", title="test accuracy against ε", x="epsilon",
+                               xlabel="ε spent", ylim=(0, 1), legend="bottom"),
+    "epsilon": lambda x: Curve({"spent": "epsilon", "budget": "budget"}, title="ε spent", x=x,
+                               legend="bottom"),
+    "noise": lambda x: Curve({"updates": "updates", "noise": "noise"}, x=x, log=True,
+                             title="norm of the step: updates and noise", ylim=(0.01, 100)),
 }  # fmt: skip
 
 
@@ -36,13 +43,15 @@ class Panel(Explorable):
         show: Controls that the reader sees, any of ``dataset``, ``clients``, ``partition``,
             ``alpha`` (the skew: also labels or shards each, as the split wants), ``method`` (and
             what it has beside lr), ``model``, ``epochs``, ``batch``, ``lr``, ``cohort``; and, if
-            asked for, ``feature`` (a menu, and its amount). The others keep the value given.
+            asked for, ``feature`` (a menu, and its amount) and, of ``method="dp_fedavg"``,
+            ``privacy`` (noise, rate, clip, budget). The others keep the value given.
         x: ``"round"``, or ``"bytes"`` for megabytes sent.
         predict: The question under the picture.
         preview: Compute the first run now, so that the picture is never blank.
         parts: One to four pictures of ``loss``, ``accuracy``, ``holdings``, ``clients`` and, for
             ``dataset="toy"`` and at most six clients, ``boundary``: the plane, where each client's
-            model and the shared one draw the line.
+            model and the shared one draw the line; of DP-FedAvg also ``privacy`` (accuracy against
+            epsilon), ``epsilon`` (over rounds) and ``noise`` (its norm, and the updates').
         seconds: How long a run started by the Run button takes at least.
         **settings: Of the run, see :class:`Settings`; on a slider, set to its nearest step. A
             method of your own stands in the menu under its name. ValueError if a value is out of
@@ -75,7 +84,7 @@ class Panel(Explorable):
         check_names("Panel", settings)
         s = self._fixed = Settings(**settings)
         one_of("Panel", "x", x, ("round", "bytes"))
-        most = self._most_clients
+        most = 500 if s.private else self._most_clients  # privacy is for crowds
         if "boundary" in parts:
             if s.dataset != "toy" or "dataset" in show or s.clients > 6:
                 raise ValueError(
@@ -114,6 +123,7 @@ class Panel(Explorable):
         p, where = s.params["settings"], f"{s.round} rounds" if s.round else "start"
         known = [k for k in ("loss", "accuracy") if k in s.columns]
         end = "".join(f", {k} {s.columns[k][-1]:.2f}" for k in known)
+        end += "".join(f", {said}" for said in _spent(s))
         return (
             f"{words(p.method)} on {words(p.dataset)}, {p.clients} clients, "
             f"{p.split_words()}{p.shift_words()}, {where}{end}."
@@ -122,6 +132,7 @@ class Panel(Explorable):
     def _figure_title(self, s: Snapshot) -> str:
         p = s.params["settings"]
         local = f", E = {p.epochs}, B = {words(p.batch)}" if p.applies("epochs") else ""
+        local += f", z = {p.noise:g}, q = {p.rate:g}, S = {p.clip:g}" if p.private else ""
         return (
             f"{words(p.method)} on {words(p.dataset)}: {p.clients} clients, "
             f"{p.split_words()}{p.shift_words()}{local}, η = {words(p.lr)}"
@@ -150,4 +161,15 @@ def _numbers(s: Snapshot) -> list[str]:
     if sent is not None and len(sent):
         mega = sent[-1] >= 1e5
         said.append(f"{sent[-1] / 1e6:.1f} MB sent" if mega else f"{sent[-1] / 1e3:.0f} kB sent")
-    return said
+    return said + _spent(s)
+
+
+def _spent(s: Snapshot) -> list[str]:
+    """Of a private run: the epsilon spent, and why it ended."""
+    p = s.params["settings"]
+    if not p.private:
+        return []
+    spent = s.columns["epsilon"][-1] if s.round else 0.0
+    early = s.state == "done" and s.round < s.rounds
+    words = f"ε {spent:.1f}" + (f" of {p.budget:g}" if math.isfinite(p.budget) else "")
+    return [words] + ["stopped: the next round costs too much"] * early

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...algorithms import Algorithm
-from ...checks import RoundFailed, check, is_whole, number, one_of, positive
+from ...checks import RoundFailed, check, is_whole, number, one_of, positive, probability
 from ...model import Task
 from ...transform import Pipeline, Reduce
 from ..words import SHORT, words
@@ -38,7 +38,9 @@ METHODS: dict[str, tuple[str, ...]] = {  # and the settings that each has beside
     "fedadagrad": ("server_lr",),
     "fedadam": ("server_lr",),
     "fedyogi": ("server_lr",),
+    "dp_fedavg": ("noise", "rate", "clip", "budget"),
 }
+OWN = tuple(dict.fromkeys(name for names in METHODS.values() for name in names))
 Method = str | Callable[[Task, float], Algorithm]  # a name of METHODS, or (task, lr) -> Algorithm
 Axis = tuple[str, Sequence[Any]]  # a setting's name and its values
 
@@ -47,7 +49,7 @@ BOUNDS = {"krum": "K >= 2 f + 3", "multi_krum": "K >= 2 f + 3", "bulyan": "K >= 
 _ONE_OF = {"dataset": DATASETS, "model": MODELS, "partition": (*PARTITIONS,), "feature": FEATURES}
 _WHOLE = ("clients", "labels_each", "shards_each", "epochs", "rounds", "batch", "cohort", "seed")
 _OR_NONE = {"batch": "all of a client's examples", "cohort": "everybody"}
-_MOST = {"amount": 1.0, "mu": math.inf, "beta": 0.999}  # from 0 on
+_MOST = {"amount": 1.0, "mu": math.inf, "beta": 0.999, "noise": math.inf}  # from 0 on
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,15 @@ class Settings:
             class 1, and 1 0 (concept shift).
         amount: How much, from 0 to 1.
         method: ``fedavg``, ``fedsgd``, ``fedprox``, ``scaffold``, ``fednova``, ``feddyn``,
-            ``fedavgm``, ``fedadagrad``, ``fedadam`` or ``fedyogi``; or your own, a function (task,
-            lr) -> Algorithm.
+            ``fedavgm``, ``fedadagrad``, ``fedadam``, ``fedyogi`` or ``dp_fedavg``; or your own, a
+            function (task, lr) -> Algorithm.
         mu: Pull towards the broadcast theta: FedProx's mu, FedDyn's alpha.
         server_lr: eta_s of FedAvgM, FedAdagrad, FedAdam and FedYogi.
         beta: Momentum of FedAvgM.
+        noise: z of DP-FedAvg, :func:`fedlearn.privacy.dp_federate` with delta = 1 / N**2.
+        rate: q, the chance to be in one of its cohorts.
+        clip: S, the norm to which it cuts updates.
+        budget: The epsilon at which its run ends; ``math.inf`` for none.
         epochs: E.
         lr: The clients' learning rate.
         batch: B, or None for all of a client's examples.
@@ -109,6 +115,10 @@ class Settings:
     mu: float = 0.1
     server_lr: float = 0.1
     beta: float = 0.9
+    noise: float = 1.0
+    rate: float = 0.2
+    clip: float = 0.5
+    budget: float = math.inf
     epochs: int = 5
     lr: float = 1.0
     batch: int | None = 32
@@ -126,8 +136,10 @@ class Settings:
             none = f", or None for {_OR_NONE[name]}" if name in _OR_NONE else ""
             fine = is_whole(v, low) or (v is None and bool(none))
             check("panel", name, v, fine, f"an integer >= {low}{none}", 5)
-        for name in ("alpha", "size_alpha", "lr", "server_lr"):
+        for name in ("alpha", "size_alpha", "lr", "server_lr", "clip"):
             positive("panel", name, getattr(self, name), 0.5)
+        probability("panel", "rate", self.rate, 0.2)
+        check("panel", "budget", self.budget, number(self.budget) > 0, "> 0", 8.0)
         for name, top in _MOST.items():
             rule = f"from 0 to {top:g}" if top < math.inf else ">= 0"
             v = getattr(self, name)
@@ -143,11 +155,17 @@ class Settings:
             one_of("panel", "pipeline", self.pipeline, ("mean",))
             return
         rule, got = "of transform.chain, or 'mean'", type(self.pipeline).__name__
+        check("panel", "pipeline of dp_fedavg", got, not self.private, "its own", "'mean'")
         check("panel", "pipeline", got, isinstance(self.pipeline, Pipeline), rule, "chain(krum(2))")
         K = self.cohort or self.clients
         if refusal := refused(self.pipeline.reduce, K):
             bound = BOUNDS.get(self.pipeline.reduce.name.split("(")[0], "")
             raise ValueError(f"panel: {refusal}" + f" ({bound}, and K = {K} here)" * bool(bound))
+
+    @property
+    def private(self) -> bool:
+        """Whether the run is differentially private, and its epsilon known."""
+        return self.method == "dp_fedavg"
 
     def applies(self, name: str) -> bool:
         """Whether a setting makes a difference to this run."""
@@ -157,10 +175,12 @@ class Settings:
             return self.partition == "label_and_quantity"
         if name == "amount":
             return self.feature != "none"
-        if name in ("mu", "server_lr", "beta"):
+        if name in OWN:
             return isinstance(self.method, str) and name in METHODS[self.method]
         if name in ("epochs", "batch"):
             return self.method != "fedsgd"  # one gradient over everything
+        if name == "cohort":
+            return not self.private  # each client throws its own coin
         return True
 
     def split_words(self) -> str:

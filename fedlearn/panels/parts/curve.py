@@ -35,7 +35,7 @@ class Curve(Part):
         legend: ``"top"``, ``"bottom"`` (right corners) or ``""``.
         xlabel: Name of the x axis; by default what ``x`` says.
 
-    A frame may hold ``"reference": {column: values}`` beside its scalars.
+    A frame may hold ``"reference": {column: values}`` beside its scalars, and ``reference_name``.
 
     Example:
         >>> from fedlearn.panels import Engine
@@ -112,9 +112,10 @@ class Curve(Part):
         if not self._several:
             (column,) = self.columns.values()
             reference = s.latest.get("reference") or {}
-            if column in reference:
+            if column in reference and self._over != ["epsilon"]:  # it is without, or its ε is ∞
                 y = np.asarray(reference[column], float)
-                out.append(("all data in one place", "reference", self._as_sent(s, len(y)), y))
+                name = s.latest.get("reference_name", "all data in one place")
+                out.append((name, "reference", self._as_sent(s, len(y)), y))
             if s.ghost and column in s.ghost.columns:
                 y = s.ghost.columns[column]
                 name = f"last run{changed(s.ghost.params, s.params)}"
@@ -178,7 +179,7 @@ class Curve(Part):
         said = []
         for name, column in self.columns.items():
             y = s.columns.get(column, np.empty(0))
-            if len(y):
+            if len(y := y[np.isfinite(y)]):
                 said.append(f"{name}: {y[0]:.3g} at first, {y[-1]:.3g} after {s.round} rounds")
         return f"{self.title}, {'; '.join(said) or 'no rounds yet'}"
 
