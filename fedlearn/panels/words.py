@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
+from torch import nn
+
+from ..data import Dataset
+from ..model import Task
 from ..transform import Pipeline
 
 SHORT = {
@@ -55,6 +59,10 @@ def words(value: Any) -> str:
     """A setting as menus and captions say it: two digits are enough."""
     if value is None:
         return "all"
+    if isinstance(value, Dataset):
+        return value.name
+    if isinstance(value, (Task, nn.Module)):
+        return type(getattr(value, "module", value) or value).__name__
     if callable(value):
         return getattr(value, "__name__", "own method")
     if isinstance(value, Pipeline):
@@ -70,7 +78,8 @@ def flat(params: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in params.items():
         out |= vars(value) if is_dataclass(value) else {name: value}
-    return out
+    out["extras"] = ", ".join(name for name, _ in out.get("extras", ()))
+    return {k: v for k, v in out.items() if k != "extras" or v}
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -91,5 +100,5 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def said(name: str, value: Any) -> str:
     """``α = 0.1``; a value that has a name of its own stands alone."""
-    alone = isinstance(value, (str, Pipeline)) or callable(value)
+    alone = isinstance(value, (str, Pipeline, Dataset, Task)) or callable(value)
     return words(value) if alone else f"{SHORT.get(name, name)} = {words(value)}"

@@ -70,7 +70,8 @@ def make_control(s: Settings, name: str, most: int = 100) -> W.Widget:
     own = () if isinstance(s.method, str) else (s.method,)  # the student's, under its name
     made: dict[str, Callable[[], W.Widget]] = {
         # the larger data sets only if asked for: they are files
-        "dataset": lambda: menu("Dataset", [*dict.fromkeys((*DATASETS[:4], s.dataset))]),
+        "dataset": lambda: menu("Dataset", [
+            *dict.fromkeys((*DATASETS[: 4 * isinstance(s.model, str)], s.dataset))]),
         "clients": lambda: whole("Clients", 2, most, f"How many share the data{need}"),
         "partition": lambda: menu("Split", [*PARTITIONS], "How the examples are dealt out"),
         "alpha": lambda: log(
@@ -98,7 +99,8 @@ def make_control(s: Settings, name: str, most: int = 100) -> W.Widget:
             "Clip S", (0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 3.0, 10.0), "No update is longer"),
         "budget": lambda: few(
             "Budget ε", (1.0, 2.0, 4.0, 8.0, 16.0, 64.0, math.inf), "Where the run ends"),
-        "model": lambda: menu("Model", MODELS, "Network: one hidden layer of 32"),
+        "model": lambda: menu(
+            "Model", [*dict.fromkeys((*MODELS, s.model))], "Network: one hidden layer of 32"),
         "epochs": lambda: whole(
             "Local epochs", 1, 20, "E: passes over a client's own data in a round"),
         "batch": lambda: C.choices(

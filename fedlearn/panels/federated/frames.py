@@ -5,7 +5,6 @@ The one file of the panels that calls the federated loop.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from ... import algorithms, data, model, partition, privacy, skew
 from ...aggregate import mean
 from ...algorithms import Algorithm
+from ...checks import check
 from ...diagnostics import client_metrics
 from ...history import Diverged, Round
 from ...loop import Run, federate
@@ -25,9 +25,8 @@ from ...simulated import Simulated, centralised
 from ...transform import chain
 from ..parts.lines import boundary_scene
 from ..words import words
-from .settings import METHODS, OWN, PARTITIONS, Settings
+from .settings import METHODS, OWN, PARTITIONS, Settings, load, make_task
 
-HIDDEN = 32  # units of the hidden layer of "mlp"
 WEIGHS = ("scaffold", "feddyn")  # methods that need the population's size
 _AS = {"feddyn": {"mu": "alpha"}}  # what a method calls a setting
 
@@ -48,12 +47,6 @@ class Setup:
     test: Callable[[Tensor], dict[str, float]]
 
 
-@lru_cache(maxsize=8)
-def load(name: str) -> data.Dataset:
-    """A data set, kept."""
-    return data.load(name)
-
-
 def setup(s: Settings) -> Setup:
     """Data, split, model and recipe of the settings."""
     d = load(s.dataset)
@@ -61,11 +54,7 @@ def setup(s: Settings) -> Setup:
     draw = numpy_rng(s.seed, Use.PARTITION)
     by = _groups(s, d) if s.partition == "by_attribute" else d.y.numpy()
     parts = split(by, s.clients, draw, **split_arguments(s))
-    n_in = d.x[0].numel()
-    if s.model == "mlp":
-        task = model.mlp(n_in, HIDDEN, d.classes, seed=s.seed)
-    else:
-        task = model.softmax_regression(n_in, d.classes)
+    task = make_task(s.dataset, s.model, s.seed)
     method = make_method(s, task, len(d.y))
     batch, epochs = (s.batch, s.epochs) if s.applies("epochs") else (None, 1)
     pipeline = chain(mean()) if isinstance(s.pipeline, str) else s.pipeline
@@ -77,22 +66,16 @@ def setup(s: Settings) -> Setup:
 
 
 def _groups(s: Settings, d: data.Dataset) -> np.ndarray:
-    if d.group is None:
-        raise ValueError(
-            f"panel: partition='by_attribute' needs data with natural clients, {s.dataset} has "
-            "none, e.g. dataset='digits' or partition='iid'"
-        )
-    return d.group.numpy()
+    known = d.group is not None
+    check("panel", "dataset", words(s.dataset), known, "one with natural clients", "'digits'")
+    return d.group.numpy()  # type: ignore[union-attr]
 
 
 def _as_seen(s: Settings, d: data.Dataset, parts: partition.Parts) -> tuple[Tensor, Tensor]:
     """The examples, changed client by client."""
     N, a = s.clients, s.amount
-    if s.feature in ("noise", "brightness") and (d.x.min() < 0 or d.x.max() > 1):
-        raise ValueError(
-            f"panel: feature={s.feature!r} needs features from 0 to 1, {s.dataset} has others, "
-            "e.g. dataset='digits'"
-        )
+    unit = s.feature not in ("noise", "brightness") or bool(d.x.min() >= 0 and d.x.max() <= 1)
+    check("panel", "dataset", words(s.dataset), unit, f"from 0 to 1 for {s.feature}", "'digits'")
     if s.feature == "rotation":
         return skew.rotate(d.x, parts, np.linspace(-90 * a, 90 * a, N).tolist(), d.shape), d.y
     if s.feature == "noise":
@@ -122,10 +105,8 @@ def make_method(s: Settings, task: model.Task, n_total: int) -> Algorithm:
 
 def own_settings(s: Settings) -> dict[str, float]:
     """What the method is given beside lr, under its own names for it."""
-    if s.private:  # its settings are the pipeline's
-        return {}
-    called = _AS.get(str(s.method), {})
-    return {called.get(k, k): getattr(s, k) for k in METHODS[str(s.method)]}
+    called, names = _AS.get(str(s.method), {}), METHODS[str(s.method)]
+    return {called.get(k, k): getattr(s, k) for k in names if not s.private}  # the pipeline's
 
 
 def split_arguments(s: Settings) -> dict[str, float]:
@@ -158,7 +139,7 @@ class References:
     def upto(self, s: Settings, made: Setup, t: int) -> dict[str, list[float]]:
         """Columns of at least t rounds (t + 1 values), or as many as the run has."""
         plain = "fedsgd" if s.method == "fedsgd" else "fedavg"  # no method is needed in one place
-        apart = {"cohort", "method", "pipeline", *OWN} - (
+        apart = {"cohort", "method", "pipeline", "extras", *OWN} - (
             {"method", "rate"} if s.private else set()
         )
         if (
@@ -190,12 +171,15 @@ class References:
         return columns
 
 
-def frames(s: Settings, references: References | None = None) -> Iterator[dict[str, Any]]:
+def frames(
+    s: Settings, references: References | None = None, *, worst: bool = False
+) -> Iterator[dict[str, Any]]:
     """One frame a round; frame 0 is the start, with who holds what.
 
     Args:
         s: The settings.
         references: Where centralised runs are kept; None leaves the reference out.
+        worst: Whether to look for the worst of all clients after each round.
 
     Yields:
         ``loss``, ``accuracy`` (on the test set), ``bytes`` (all clients, both ways, so far),
@@ -203,7 +187,8 @@ def frames(s: Settings, references: References | None = None) -> Iterator[dict[s
         of the shared model on each client's own examples, as it sees and names them),
         ``reference``; on the toy plane ``boundary`` (a function, see :func:`boundary_scene`); in
         frame 0 also ``counts``, ``labels`` and ``note``. A private run: ``epsilon`` spent so far,
-        ``budget``, and the norms of the mean update, ``updates``, and of its ``noise``.
+        ``budget``, and the norms of the mean update, ``updates``, and of its ``noise``. If asked
+        for, ``worst``, the smallest of ``clients``; and the settings' extras.
 
     Example:
         >>> *_, last = frames(Settings(rounds=10, alpha=100.0, lr=0.5))
@@ -211,13 +196,14 @@ def frames(s: Settings, references: References | None = None) -> Iterator[dict[s
         (True, 1040000)
     """
     made = setup(s)
-    theta, N, sent, look = made.task.theta0, s.clients, 0, _look(made)
+    theta, N, sent, look = made.task.theta0, s.clients, 0, _look(made, worst)
+    C, y = made.data.classes, made.y.numpy()
     first: dict[str, Any] = {
         **made.test(theta),
         "bytes": 0,
         "drift": float("nan"),
-        "counts": partition.counts(made.parts, made.y.numpy(), made.data.classes),
-        "labels": [str(c) for c in range(made.data.classes)],
+        "counts": partition.counts(made.parts, y if C else np.zeros(len(y), int), C or 1),
+        "labels": [str(c) for c in range(C)] or ["examples"],
         "note": made.parts.note,
         **look(theta, theta[None][:0]),
         **_private(s, theta.numel()),
@@ -231,7 +217,7 @@ def frames(s: Settings, references: References | None = None) -> Iterator[dict[s
         local[torch.from_numpy(r.answered)] = theta + r.deltas
         theta, drift = r.theta, float(r.deltas.norm(dim=1).mean())
         frame = {**r.metrics, "bytes": sent, "drift": drift, **look(theta, local)}
-        frame |= _private(s, theta.numel(), r)
+        frame |= _private(s, theta.numel(), r) | {name: f(r) for name, f in s.extras}
         if references:
             frame["reference"] = {k: list(v) for k, v in references.upto(s, made, r.t + 1).items()}
         yield frame
@@ -243,10 +229,8 @@ def _private(s: Settings, d: int, r: Round | None = None) -> dict[str, Any]:
         return {}
     expected, nan = s.rate * s.clients, float("nan")
     signal = float(r.deltas.sum(0).norm()) / expected if r and len(r.deltas) else nan
-    limit = s.budget if np.isfinite(s.budget) else nan
-    noise = s.noise * s.clip * d**0.5 / expected
-    name = {} if r else {"epsilon": nan, "reference_name": "no clip, no noise"}
-    return {"updates": signal, "noise": noise, "budget": limit, **name}
+    own = {"updates": signal, "noise": s.noise * s.clip * d**0.5 / expected, "budget": s.budget}
+    return own if r else {**own, "epsilon": nan, "reference_name": "no clip, no noise"}
 
 
 def final(s: Settings, stale: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
@@ -257,14 +241,17 @@ def final(s: Settings, stale: Callable[[], bool] = lambda: False) -> dict[str, f
         for r in start(s, replace(made, test=lambda theta: {})):
             if stale():
                 return None
-            last, theta = r.metrics, r.theta
-        last = last | made.test(theta)  # once: a budget may end the run at any round
+            last, theta = r.metrics | {"t": r.t}, r.theta
+        if last:  # once: a budget may end the run at any round
+            last |= made.test(theta) | {name: f(r) for name, f in s.extras}
+            last = {k: float(v) for k, v in last.items() if np.ndim(v) == 0}
+            last["worst"] = _look(made, True)(theta, theta[None][:0]).get("worst", 0.0)
     except (ValueError, Diverged):
         return {}
     return last if all(map(np.isfinite, last.values())) else {}
 
 
-def _look(made: Setup) -> Callable[[Tensor, Tensor], dict[str, Any]]:
+def _look(made: Setup, worst: bool = False) -> Callable[[Tensor, Tensor], dict[str, Any]]:
     """What is costly, as functions, called only for a frame that is shown.
 
     Of the shared model (d,) and the clients' (N, d): how right the shared one is on every client's
@@ -275,7 +262,9 @@ def _look(made: Setup) -> Callable[[Tensor, Tensor], dict[str, Any]]:
 
     def look(theta: Tensor, local: Tensor) -> dict[str, Any]:
         each = lambda: client_metrics(made.task, theta, made.x, made.y, made.parts)["accuracy"]
-        out: dict[str, Any] = {"clients": each}
+        out: dict[str, Any] = {"clients": each} if made.data.classes else {}
+        if worst and out:
+            out["worst"] = float(each().min())
         if made.x.shape[1:] == (2,):
             x, y = made.x[rows], made.y[rows]
             out["boundary"] = lambda: boundary_scene(made.task, theta, local, x, y, owner)

@@ -9,6 +9,7 @@ import ipywidgets as W
 from ...checks import one_of
 from ..engine import Frame, Snapshot
 from ..explorable import Explorable
+from ..parts.base import Part
 from ..parts.boundary import Boundary
 from ..parts.curve import Curve
 from ..parts.dots import Dots
@@ -18,7 +19,7 @@ from ..words import words
 from .code import code
 from .controls import SHOWN, fit_cohort, follow, make_controls, offered, read
 from .frames import References, frames
-from .settings import Settings, check_names
+from .settings import SPENT, Settings, check_names
 
 PARTS = {
     "loss": lambda x: Curve("loss", title="test loss (log scale)", x=x, log=True),
@@ -51,7 +52,8 @@ class Panel(Explorable):
         parts: One to four pictures of ``loss``, ``accuracy``, ``holdings``, ``clients`` and, for
             ``dataset="toy"`` and at most six clients, ``boundary``: the plane, where each client's
             model and the shared one draw the line; of DP-FedAvg also ``privacy`` (accuracy against
-            epsilon), ``epsilon`` (over rounds) and ``noise`` (its norm, and the updates').
+            epsilon), ``epsilon`` (over rounds) and ``noise`` (its norm, and the updates'). Or parts
+            of your own, ``Curve("worst")``: accuracy on the worst client's examples, an extra, ….
         seconds: How long a run started by the Run button takes at least.
         **settings: Of the run, see :class:`Settings`; on a slider, set to its nearest step. A
             method of your own stands in the menu under its name. ValueError if a value is out of
@@ -75,15 +77,19 @@ class Panel(Explorable):
         x: str = "round",
         predict: str = "Predict first: what happens to the loss if α goes from 100 to 0.01?",
         preview: bool = True,
-        parts: Sequence[str] = ("loss", "accuracy", "holdings", "clients"),
+        parts: Sequence[str | Part] = ("loss", "accuracy", "holdings", "clients"),
         seconds: float = 2.0,
         **settings: Any,
     ):
         offered("Panel: show", show)
-        offered("Panel: parts", parts, (*PARTS,))
+        offered("Panel: parts", [p for p in parts if not isinstance(p, Part)], (*PARTS,))
         check_names("Panel", settings)
         s = self._fixed = Settings(**settings)
         one_of("Panel", "x", x, ("round", "bytes"))
+        made = [p if isinstance(p, Part) else PARTS[p](x) for p in parts]
+        drawn = [c for p in made if isinstance(p, Curve) for c in (*p.columns.values(), *p.over)]
+        offered("Panel: a Curve", drawn, (*s.columns, *SPENT, "round"))
+        self._worst = "worst" in drawn
         most = 500 if s.private else self._most_clients  # privacy is for crowds
         if "boundary" in parts:
             if s.dataset != "toy" or "dataset" in show or s.clients > 6:
@@ -97,7 +103,7 @@ class Panel(Explorable):
         super().__init__(
             make_controls(s, show, most),
             self._make,
-            [PARTS[name](x) for name in parts],
+            made,
             rounds=s.rounds,
             seconds=seconds,
             readout=_numbers,
@@ -116,7 +122,7 @@ class Panel(Explorable):
         return {"settings": self._settings}
 
     def _make(self, settings: Settings) -> Iterator[Frame]:
-        return frames(settings, self._references)
+        return frames(settings, self._references, worst=self._worst)
 
     def caption(self, snapshot: Snapshot | None = None) -> str:
         s = snapshot or self.engine.snapshot()
@@ -140,7 +146,8 @@ class Panel(Explorable):
 
     def _stem(self, s: Snapshot) -> str:
         p = s.params["settings"]
-        return f"{p.method if isinstance(p.method, str) else words(p.method)}-{p.dataset}"
+        method = p.method if isinstance(p.method, str) else words(p.method)
+        return f"{method}-{p.dataset if isinstance(p.dataset, str) else words(p.dataset)}"
 
     def _table(self, s: Snapshot) -> bytes:
         pooled = {f"centralised_{k}": v for k, v in s.latest.get("reference", {}).items()}
@@ -169,7 +176,7 @@ def _spent(s: Snapshot) -> list[str]:
     p = s.params["settings"]
     if not p.private:
         return []
-    spent = s.columns["epsilon"][-1] if s.round else 0.0
-    early = s.state == "done" and s.round < s.rounds
-    words = f"ε {spent:.1f}" + (f" of {p.budget:g}" if math.isfinite(p.budget) else "")
-    return [words] + ["stopped: the next round costs too much"] * early
+    of = f" of {p.budget:g}" if math.isfinite(p.budget) else ""
+    words = f"ε {s.columns['epsilon'][-1] if s.round else 0.0:.1f}{of}"
+    why = "stopped: the next round costs too much"
+    return [words, why] if s.state == "done" and s.round < s.rounds else [words]
