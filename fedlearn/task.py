@@ -37,6 +37,8 @@ class Task(NamedTuple):
     step: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor] | None = None
     module: nn.Module | None = None
 
+    __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__  # type: ignore
+
 
 def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
     """-log softmax(scores)_y in nats: scores (B, C), classes y (B,) in 0..C-1 -> losses (B,).

@@ -17,7 +17,20 @@ import numpy as np
 import pytest
 import torch
 
-from fedlearn import Diverged, History, federate, plots
+from fedlearn import (
+    Diverged,
+    History,
+    Recipe,
+    Simulated,
+    algorithms,
+    data,
+    federate,
+    partition,
+    plots,
+    privacy,
+)
+from fedlearn.aggregate import krum, mean
+from fedlearn.model import evaluator, softmax_regression
 from fedlearn.panels import (
     Curve,
     Dots,
@@ -31,6 +44,7 @@ from fedlearn.panels import (
     controls,
     explorable,
     frames,
+    grid,
     kernel,
 )
 from fedlearn.panels.federated import frames as frames_file
@@ -41,6 +55,9 @@ from fedlearn.panels.federated.settings import FEATURES, PARTITIONS
 from fedlearn.panels.figure import figure, png
 from fedlearn.panels.parts import base, plane, ranges
 from fedlearn.panels.words import changed
+from fedlearn.participation import poisson
+from fedlearn.rng import Use, numpy_rng
+from fedlearn.transform import chain
 
 
 def run(lr=0.1, clients=2, alpha=0.5):
@@ -418,11 +435,11 @@ def test_controls_follow_each_other(panel):
     p.controls["clients"].value = 10
     assert (p.controls["cohort"].max, p.controls["cohort"].value) == (10, 10)
     gone = lambda name: "fl-gone" in p.controls[name]._dom_classes
-    for partition, used in PARTITIONS.items():
-        p.controls["partition"].value = partition
+    for split, used in PARTITIONS.items():
+        p.controls["partition"].value = split
         skews = ("alpha", "labels_each", "shards_each")
         assert [k for k in skews if not gone(k)] == [used or "alpha"]
-        assert gone("size_alpha") == (partition != "label_and_quantity")
+        assert gone("size_alpha") == (split != "label_and_quantity")
         assert p.controls["alpha"].disabled == (used != "alpha")
     p.controls["method"].value = "fedsgd"
     assert p.controls["epochs"].disabled and p.controls["batch"].disabled
@@ -677,6 +694,11 @@ def test_the_feature_menu(panel):
         {"cohort": 0},
         {"rounds": 0},
         {"seed": -1},
+        {"clip": 0.0},
+        {"noise": -1.0},
+        {"rate": 1.5},
+        {"budget": 0.0},
+        {"method": "dp_fedavg", "pipeline": chain(krum(1))},
         {"x": "time"},
     ],
     ids=str,
@@ -693,8 +715,91 @@ def test_the_controls_of_a_full_panel_are_labelled(panel):
     p = panel(preview=False)
     shown = [c for c in p.controls.values() if controls.has_value(c)]
     assert all(c.description and c.tooltip for c in shown)
-    own = 3  # pull, server rate, momentum: seen where the method has them
+    own = 7  # pull, server rate, momentum, and of DP-FedAvg four: seen where the method has them
     assert len(shown) == len(SHOWN) + 3 + own  # sizes, labels, shards share the place of the skew
+
+
+# -- differential privacy --------------------------------------------------------------------------
+
+PRIVATE = {"method": "dp_fedavg", "clients": 20, "partition": "iid", "lr": 0.5, "epochs": 1}
+
+
+def by_hand(S, z, q, budget, T):
+    """Lesson 13's loop: the same clients, their stages and their ledger, without a panel."""
+    d, task, N = data.load("digits"), softmax_regression(64, 10), 20
+    parts = partition.iid(d.y.numpy(), N, numpy_rng(0, Use.PARTITION))
+    stages = privacy.private_mean(S, z, expected=q * N)
+    recipe = Recipe(algorithms.fedavg(task, lr=0.5), task.theta0, stages, epochs=1)
+    test = evaluator(task, d.x_test, d.y_test)
+    clients = Simulated(recipe, d.x, d.y, parts)
+    how = {"rounds": T, "delta": 1 / N**2, "budget": budget, "evaluate": test}
+    return [*privacy.dp_federate(clients, **how)]
+
+
+def test_a_private_run_is_the_one_by_hand_and_its_epsilon_is_the_accountant_s(panel):
+    p = panel(
+        **PRIVATE,
+        rounds=9,
+        noise=1.5,
+        rate=0.5,
+        clip=0.3,
+        budget=3.0,
+        show=("privacy", "cohort"),
+        parts=("privacy", "accuracy", "epsilon", "noise"),
+    )
+    s, rounds = p.engine.snapshot(), by_hand(0.3, 1.5, 0.5, 3.0, 9)
+    assert s.columns["accuracy"][1:].tolist() == [r.metrics["accuracy"] for r in rounds]
+    each = privacy.epsilons(1.5, 0.5, 9, 1 / 400)
+    assert s.columns["epsilon"][1:] == pytest.approx(each[: s.round]) and s.round < 9
+    assert each[s.round - 1] <= 3.0 < each[s.round], "it ends before the budget is overspent"
+    norms = [float(r.deltas.sum(0).norm()) / 10 for r in rounds]
+    assert s.columns["updates"][1:] == pytest.approx(norms)
+    assert s.columns["noise"][-1] == pytest.approx(1.5 * 0.3 * 650**0.5 / 10)
+    assert p.readout.items[2:] == [
+        f"ε {each[s.round - 1]:.1f} of 3",
+        "stopped: the next round costs too much",
+    ]
+    assert p.controls["cohort"].disabled and "ε" in p.caption() and "q = 0.5" in p._figure_title(s)
+    assert [line["name"] for line in p.parts[1].lines] == ["no clip, no noise", "this run"]
+    assert [line["role"] for line in p.parts[0].lines] == ["run"], "without noise ε is no number"
+    p.controls["budget"].value = 1.0  # the first round costs more: none is made, and that is said
+    s = p.engine.wait()
+    assert (s.state, s.round, p.status.error) == ("done", 0, "")
+    assert p.readout.items[-2:] == ["ε 0.0 of 1", "stopped: the next round costs too much"]
+
+
+def test_a_private_run_s_reference_is_the_run_without_clip_and_noise():
+    s = Settings(**PRIVATE, rounds=3, noise=4.0, clip=0.01)
+    known, made = References(), setup(s)
+    found = known.upto(s, made, 3)["loss"]
+    plain = replace(made.recipe, pipeline=chain(mean()))
+    clients = Simulated(plain, made.x, made.y, made.parts)
+    run = federate(clients, rounds=3, cohort=poisson(s.rate), evaluate=made.test)
+    assert found[1:] == [r.metrics["loss"] for r in run]
+    assert known.upto(replace(s, noise=1.0, clip=1.0, budget=2.0), made, 3)["loss"] is found
+    assert known.upto(replace(s, rate=0.5), made, 3)["loss"] is not found
+
+
+@pytest.mark.parametrize("budget", [5.0, float("inf")])
+def test_the_code_of_a_private_run_makes_the_same_run(budget):
+    s = Settings(**PRIVATE, rounds=4, noise=1.5, budget=budget)
+    *_, last = frames(s)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(code(s), {})
+    assert said.getvalue().split() == [str(last["loss"]), str(last["accuracy"])]
+    assert max(map(len, code(replace(s, clients=500, rounds=100)).split("\n"))) < 100
+
+
+def test_a_map_of_private_runs_knows_epsilon_and_where_the_budget_ends():
+    s = Settings(**PRIVATE, rounds=4, rate=0.5, budget=5.0)
+    axes = {"x": ("noise", (1.5, 4.0)), "y": ("clip", (0.5,))}
+    spent = grid(s, **axes, measure="epsilon", helpers=0)[0]
+    for z, found in zip((1.5, 4.0), spent):
+        each = [e for e in privacy.epsilons(z, 0.5, 4, 1 / 400) if e <= 5.0]
+        assert found == pytest.approx(each[-1])
+    *_, last = frames(replace(s, noise=1.5))
+    assert grid(s, **axes, helpers=0)[0, 0] == last["accuracy"], "of its last round"
 
 
 # -- parts, pictures, files -----------------------------------------------------------------------

@@ -39,7 +39,7 @@ from fedlearn.panels import (
 )
 from fedlearn.panels.federated import compare, workers
 from fedlearn.panels.federated.controls import OFFERED
-from fedlearn.panels.federated.settings import METHODS, PARTITIONS, pairs
+from fedlearn.panels.federated.settings import METHODS, OWN, PARTITIONS, pairs
 from fedlearn.panels.figure import figure, png
 from fedlearn.panels.parts import lines
 
@@ -257,9 +257,7 @@ def test_controls_and_parts_of_another_cell_outlive_the_panel():
 
 def test_the_settings_of_a_method_are_seen_when_it_has_them(made):
     p = made(Panel, show=("method",), rounds=2)
-    seen = lambda: {
-        n for n in ("mu", "server_lr", "beta") if "fl-gone" not in p.controls[n]._dom_classes
-    }
+    seen = lambda: {n for n in OWN if "fl-gone" not in p.controls[n]._dom_classes}
     for method, own in METHODS.items():
         move(p, method=method)
         assert seen() == set(own), method

@@ -3,14 +3,17 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check, one_of
+from ..partition.plain import _values
 from ..rng import Use, numpy_rng
 from . import pictures
+from .arrays import check_finite, tensor
 
 
 class Dataset(NamedTuple):
@@ -42,6 +45,9 @@ class Dataset(NamedTuple):
     about: str = ""
     group: Tensor | None = None
     group_test: Tensor | None = None
+
+    # tensors can't be compared: the same only as itself
+    __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__  # type: ignore
 
 
 def load(
@@ -106,6 +112,52 @@ def load(
         print(f"Using {fallback} instead: results are marked '{fallback} (fallback)'.")
         data = load(fallback, folder=folder, seed=seed)
         return data._replace(name=f"{data.name} (fallback)")
+
+
+def own(
+    x: Any, y: Any, *, group: Any = None, scale: bool = False, name: str = "own data", seed: int = 0
+) -> Dataset:
+    """Your own examples as a :class:`Dataset`, of which every fifth is put aside for the test.
+
+    Where the test set is given, or the numbers are tokens, write ``Dataset(x, y, ...)`` yourself.
+
+    Args:
+        x: (n, ...) numbers; or a DataFrame, whose columns but ``y`` and ``group`` are features.
+        y: (n,) classes, whole numbers or text, which become 0..C-1 in sorted order; or real
+            numbers, to be predicted. Of a DataFrame, the name of a column.
+        group: (n,) the natural client of each example, its hospital, say; or a column's name.
+        scale: Each feature to 0..1, as :func:`load` does: steps want features of like size.
+        name: What panels and files call it.
+        seed: Of the training/test split.
+
+    Raises:
+        ValueError: If a column isn't there, a value is missing or no number, or lengths differ.
+
+    Example:
+        >>> d = own([[1.0], [2.0], [3.0], [4.0]], ["ill", "well", "ill", "well"])
+        >>> d.x.shape, d.classes, len(d.y_test), sorted(d.y.unique().tolist())
+        (torch.Size([3, 1]), 2, 1, [0, 1])
+    """
+    if hasattr(x, "columns") and hasattr(x, "iloc"):
+        table, names = x, [v for v in (y, group) if isinstance(v, str)]
+        for v in names:
+            one_of("own", "column", v, [*table.columns])
+        y, group = (table[v] if isinstance(v, str) else v for v in (y, group))
+        x = table.drop(columns=names)
+    x, classes, values = tensor("own", "x", x).float(), 0, np.asarray(y)
+    check_finite("own", "x", x, x.dtype)
+    if values.dtype.kind == "f":
+        check_finite("own", "y", tensor("own", "y", y), x.dtype)
+    else:
+        kinds, values = _values("own, y", y)
+        classes = len(kinds)
+    clients = None if group is None else _values("own, group", group)[1]
+    fits = len(values) == len(x) == len(values if clients is None else clients)
+    check("own", "x", f"{len(x)} rows", fits, "as long as y and group", "table[columns]")
+    if scale:
+        x = (x - x.amin(0)) / (x.amax(0) - x.amin(0)).clamp(min=torch.finfo(x.dtype).tiny)
+    small = x.numpy(), values, classes, tuple(x.shape[1:]) if x.dim() > 2 else (), "", clients
+    return _split(name, small, seed)
 
 
 # -- in the wheel ---------------------------------------------------------------------------------

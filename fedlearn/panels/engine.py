@@ -97,6 +97,12 @@ def _number(v: Any) -> bool:
     return True
 
 
+def in_words(e: BaseException) -> str:
+    """An error as a panel says it: the kind only where the words alone may not do."""
+    plain = isinstance(e, (ValueError, ArithmeticError, OSError)) and str(e)
+    return str(e) if plain else f"{type(e).__name__}: {e}"
+
+
 class Engine:
     """Runs ``make(**params)`` on its own thread, frame by frame.
 
@@ -358,10 +364,9 @@ class Engine:
         return fresh
 
     def _fail(self, run: _Run, e: BaseException) -> None:
-        plain = isinstance(e, (ValueError, ArithmeticError, FileNotFoundError))
         with self._cv:
             if self._want == run.gen:
-                self._error = str(e) if plain and str(e) else f"{type(e).__name__}: {e}"
+                self._error = in_words(e)
                 self._end("error")
 
     def _end(self, state: str) -> None:

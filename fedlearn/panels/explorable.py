@@ -15,7 +15,7 @@ from ..checks import check, not_negative, positive, whole
 from ..partition.files import write_whole
 from . import kernel
 from .controls import has_value, value_of
-from .engine import Engine, Frame, Snapshot
+from .engine import Engine, Frame, Snapshot, in_words
 from .figure import figure, png
 from .parts.base import Part
 from .parts.readout import Readout, Status
@@ -297,12 +297,6 @@ def _all_or_none(data: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             data.unlink()
         raise
-
-
-def in_words(e: Exception) -> str:
-    """An error as a panel says it: the kind only where the words alone may not do."""
-    plain = isinstance(e, (ValueError, ArithmeticError, OSError)) and str(e)
-    return str(e) if plain else f"{type(e).__name__}: {e}"
 
 
 def _box(children: Iterable[W.Widget], *classes: str) -> W.Box:

@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
+from torch import nn
+
+from ..data import Dataset
+from ..model import Task
 from ..transform import Pipeline
 
 SHORT = {
@@ -19,6 +23,10 @@ SHORT = {
     "mu": "μ",
     "server_lr": "η_s",
     "beta": "β",
+    "noise": "z",
+    "rate": "q",
+    "clip": "S",
+    "budget": "budget ε",
 }
 NAMES = {
     "fedavg": "FedAvg",
@@ -31,6 +39,7 @@ NAMES = {
     "fedadagrad": "FedAdagrad",
     "fedadam": "FedAdam",
     "fedyogi": "FedYogi",
+    "dp_fedavg": "DP-FedAvg",
     "mlp": "network",
     "iid": "even",
     "label_swap": "labels 0, 1 swapped",
@@ -50,6 +59,10 @@ def words(value: Any) -> str:
     """A setting as menus and captions say it: two digits are enough."""
     if value is None:
         return "all"
+    if isinstance(value, Dataset):
+        return value.name
+    if isinstance(value, (Task, nn.Module)):
+        return type(getattr(value, "module", value) or value).__name__
     if callable(value):
         return getattr(value, "__name__", "own method")
     if isinstance(value, Pipeline):
@@ -65,7 +78,8 @@ def flat(params: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in params.items():
         out |= vars(value) if is_dataclass(value) else {name: value}
-    return out
+    out["extras"] = ", ".join(name for name, _ in out.get("extras", ()))
+    return {k: v for k, v in out.items() if k != "extras" or v}
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -77,7 +91,7 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if "feature" in other:
         other -= {"amount"}
     if "method" in other:
-        other -= {"epochs", "batch", "mu", "server_lr", "beta"}
+        other -= {"epochs", "batch", "mu", "server_lr", "beta", "noise", "rate", "clip", "budget"}
     if {"clients", "cohort"} <= other and before["clients"] == before["cohort"]:
         other -= {"cohort"}  # everybody takes part, before and now
     text = f" ({', '.join(said(k, v) for k, v in before.items() if k in other)})"
@@ -86,5 +100,5 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def said(name: str, value: Any) -> str:
     """``α = 0.1``; a value that has a name of its own stands alone."""
-    alone = isinstance(value, (str, Pipeline)) or callable(value)
+    alone = isinstance(value, (str, Pipeline, Dataset, Task)) or callable(value)
     return words(value) if alone else f"{SHORT.get(name, name)} = {words(value)}"

@@ -38,6 +38,32 @@ SCRATCH = {  # name: what its panel is
 }
 
 
+# A teacher's own table and module, with a curve and a column of their own.
+OWN = [
+    """import numpy as np, pandas as pd
+from torch import nn
+from fedlearn import data
+
+rng = np.random.default_rng(0)
+table = pd.DataFrame({"age": rng.normal(50, 9, 200), "dose": rng.normal(0, 1, 200)})
+table["ill"] = np.where(table.age + 9 * table.dose > 50, "yes", "no")
+table["hospital"] = rng.choice(["Bern", "Basel", "Chur"], 200)
+table.to_csv("patients.csv", index=False)""",
+    """from fedlearn.panels import Curve, Panel
+
+patients = data.own(pd.read_csv("patients.csv"), "ill", group="hospital", scale=True,
+                    name="patients")
+net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+panel = Panel(
+    dataset=patients, model=net, clients=3, partition="by_attribute", lr=0.5, rounds=30,
+    extras={"longest": lambda r: r.deltas.norm(dim=1).max()},
+    parts=["loss", Curve("worst", ylim=(0, 1), legend="bottom"), Curve("longest"), "holdings"],
+    show=("lr", "epochs", "method", "dataset", "model"),
+)
+panel""",
+]
+
+
 WHOLE = "01_what_is_federated_learning.ipynb"  # as its reader finds it
 
 
@@ -71,6 +97,7 @@ def site(tmp_path_factory: pytest.TempPathFactory):
     for name, panel in SCRATCH.items():
         cell = f"from fedlearn.panels import {panel.split('(')[0]}\n\npanel = {panel}\npanel"
         write_notebook(root / f"{name}.ipynb", cell, "1 + 1")
+    write_notebook(root / "own.ipynb", *OWN)
     os.environ.setdefault("FEDLEARN_FAST", "1")
     with lab_server(root) as (address, token):
         yield address, token

@@ -36,6 +36,34 @@ def test_a_lesson(page, record_property, name):
     screenshots(page, name)
 
 
+def test_a_panel_of_one_s_own(page):
+    """Her CSV, her module: it moves, its menus have their names, and Code is run in a cell."""
+    panel = drawn(page, "own.ipynb")
+    for name, own in (("Dataset", "patients"), ("Model", "Sequential")):
+        menu = panel.get_by_label(name, exact=True)
+        assert menu.evaluate("e => e.selectedOptions[0].textContent") == own
+    lines = panel.locator("path.line")
+    assert lines.count() == 3
+    before = [line.get_attribute("d") for line in lines.all()]
+    assert all(len(d) > 20 for d in before), "a picture is blank"
+    nudge(page, sliders(panel)[0])
+    in_kernel(page, "panel.engine.wait()")
+    page.wait_for_timeout(300)
+    after = [line.get_attribute("d") for line in lines.all()]
+    assert all(a != b for a, b in zip(before, after, strict=True))
+    panel.get_by_role("button", name="Code").click()
+    code = panel.locator("pre", has_text="d = patients  # your own").inner_text()
+    assert "model.from_module(net)" in code
+    ends = "print(*(panel.engine.snapshot().columns[k][-1] for k in ('loss', 'accuracy')))"
+    assert in_kernel(page, code) == in_kernel(page, ends)
+    run = panel.locator(".fl-part svg[data-gen]").first.get_attribute("data-gen")
+    panel.get_by_label("Model", exact=True).select_option("network")
+    panel.locator(f".fl-part svg[data-gen='{int(run) + 1}']").first.wait_for(timeout=10_000)
+    assert in_kernel(page, "print([panel.status.error])") == "['']\n"
+    assert page.problems == []
+    screenshots(page, "own")
+
+
 def test_compare(page, record_property):
     record_property("measured", exercise(page, "compare.ipynb", presses=6, reruns=1))
     panel = page.locator(".fl-root").first

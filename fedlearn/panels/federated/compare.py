@@ -17,7 +17,7 @@ from ..words import said, words
 from . import controls as knobs
 from .code import code
 from .frames import frames
-from .settings import MODELS, Settings, check_names
+from .settings import MODELS, OWN, Settings, check_names
 
 _DIFFER: dict[str, tuple[str, tuple[Any, ...]]] = {  # as the menu has it; B: the first not A's
     "dataset": ("dataset", ("digits", "breast_cancer")),
@@ -35,7 +35,6 @@ _DIFFER: dict[str, tuple[str, tuple[Any, ...]]] = {  # as the menu has it; B: th
 VARY = tuple(_DIFFER)
 _LONG = {"Epochs": "Local epochs", "Rate η": "Learning rate"}  # beside a letter: the short one
 _SWITCH = {"alpha": "partition", "amount": "feature", "epochs": "method", "batch": "method"}
-_OVER = {below: name for name, all_ in knobs.TOGETHER.items() for below in all_}  # where it stands
 
 
 class Compare(Explorable):
@@ -50,6 +49,7 @@ class Compare(Explorable):
         a: Its value in A.
         b: Its value in B.
         show: Controls of what A and B share; what differs has one for each of them.
+        curves: One or two columns to draw: ``loss``, ``accuracy``, ``worst``, one of the extras.
         rounds: Length of a run.
         predict: The question under the picture.
         seconds: How long a run started by the Run button takes at least.
@@ -76,6 +76,7 @@ class Compare(Explorable):
         a: Any = "dirichlet_label",
         b: Any = "dirichlet_client",
         show: Sequence[str] = ("alpha", "clients", "epochs"),
+        curves: Sequence[str] = ("loss", "accuracy"),
         rounds: int = 60,
         predict: str = "Predict first: which of the two learns faster, A or B?",
         seconds: float = 2.0,
@@ -88,13 +89,15 @@ class Compare(Explorable):
         check_names("Compare", settings, (vary,))
         self._fixed = Settings(**{"rounds": rounds, **settings, vary: a})
         replace(self._fixed, **{vary: b})  # a wrong value is said now
-        self._loss = Curve({"A": "loss_a", "B": "loss_b"}, title="test loss (log scale)", log=True)
-        low: Any = {"title": "test accuracy", "ylim": (0, 1), "legend": "bottom"}
-        self._accuracy = Curve({"A": "accuracy_a", "B": "accuracy_b"}, **low)
+        knobs.offered("Compare: curves", curves, self._fixed.columns)
+        unit, log = ("accuracy", "worst"), {"loss": {"log": True, "title": "test loss (log scale)"}}
+        fixed: Any = {c: {"ylim": (0, 1), "legend": "bottom", "title": f"test {c}"} for c in unit}
+        line = lambda c: Curve({"A": "", "B": ""}, **{"title": c, **(log | fixed).get(c, {})})
+        self._curves = {c: line(c) for c in curves}
         super().__init__(
             _all_controls(self._fixed, show, vary, b, self._most_clients),
             self._make,
-            [self._loss, self._accuracy, *(Holdings(key=f"counts_{c}") for c in "ab")],
+            [*self._curves.values(), *(Holdings(key=f"counts_{c}") for c in "ab")],
             rounds=rounds,
             seconds=seconds,
             readout=_numbers,
@@ -114,7 +117,8 @@ class Compare(Explorable):
         return self._runs[which]
 
     def _make(self, vary: str, **settings: Settings) -> Iterator[Frame]:
-        runs = {c: frames(s) for c, s in settings.items()}
+        more: Any = {"worst": True} if "worst" in self._curves else {}
+        runs = {c: frames(s, **more) for c, s in settings.items()}
         ends: dict[str, str] = {}
         while True:
             frame: dict[str, Any] = {}
@@ -137,9 +141,9 @@ class Compare(Explorable):
 
     def _frame(self, s: Snapshot) -> None:
         differ = {c: _differ(s.params, c) for c in "ab"}
-        for curve, column in ((self._loss, "loss"), (self._accuracy, "accuracy")):
+        for column, curve in self._curves.items():
             curve.columns = {f"{c.upper()}: {differ[c]}": f"{column}_{c}" for c in "ab"}
-        for part, c in zip(self.parts[2:], "ab"):
+        for part, c in zip(self.parts[-2:], "ab"):
             part.title = f"{c.upper()}: {differ[c]}"
         super()._frame(s)
         if not (s.error or self._wrong):  # one of the two may have ended early
@@ -187,11 +191,11 @@ class Compare(Explorable):
         seen = self._shown | {self.vary}
         if not self.settings("a").applies(self.vary):
             seen.add(_SWITCH[self.vary])  # what would make it count has to be in reach
-        return seen | {name for name in _OVER if _OVER[name] in seen}
+        return seen | {below for name in seen for below in knobs.TOGETHER.get(name, ())}
 
     def _place(self, name: str, seen: bool, differs: bool) -> None:
         one, two = self.controls[name], self.controls.get(f"b {name}")
-        if differs or not seen or name not in (*knobs.SKEWS, *knobs.OWN):  # follow() did those
+        if differs or not seen or name not in (*knobs.SKEWS, *OWN):  # follow() did those
             knobs.hide(one, not seen)
         if two is not None:
             brief = two.description.removeprefix("B: ")
@@ -224,7 +228,9 @@ def _all_controls(
     for name, control in knobs.make_controls(s, tuple(wanted), most).items():
         made[name] = control
         if name in VARY:
-            value = b if name == vary else next(v for v in _DIFFER[name][1] if v != vars(s)[name])
+            same = name in ("dataset", "model") and not s.plain  # others needn't fit your own
+            other = next(v for v in _DIFFER[name][1] if same or v != vars(s)[name])
+            value = b if name == vary else vars(s)[name] if same else other
             twin = knobs.make_control(replace(s, cohort=None, **{name: value}), name, most)
             brief = {v: k for k, v in _LONG.items()}.get(twin.description, twin.description)
             twin.description = f"B: {brief}"

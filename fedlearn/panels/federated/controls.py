@@ -1,25 +1,28 @@
 """A control for each setting, and how the controls follow each other."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as W
+import numpy as np
 
 from ...checks import check
 from .. import controls as C
 from ..words import words
-from .settings import DATASETS, FEATURES, METHODS, MODELS, PARTITIONS, Settings, least
+from .settings import DATASETS, FEATURES, METHODS, MODELS, OWN, PARTITIONS, Settings, least
 
 _DATA = ("dataset", "clients", "partition", "alpha", "feature")
 _TRAINING = ("method", "model", "epochs", "batch", "lr", "cohort")
-OFFERED = (*_DATA, *_TRAINING)  # what ``show`` may name
-SHOWN = tuple(name for name in OFFERED if name != "feature")
+_PRIVACY = ("privacy",)
+OFFERED = (*_DATA, *_TRAINING, *_PRIVACY)  # what ``show`` may name
+SHOWN = tuple(name for name in OFFERED if name not in ("feature", "privacy"))
 SKEWS = ("alpha", "size_alpha", "labels_each", "shards_each")  # one place for all of them
-OWN = ("mu", "server_lr", "beta")  # of some methods
 TOGETHER = {  # under one name: the skew is what the split makes of it
     "alpha": SKEWS,
     "feature": ("feature", "amount"),
-    "method": ("method", *OWN),
+    "method": ("method", *OWN),  # those of some methods
+    "privacy": METHODS["dp_fedavg"],
 }
 
 
@@ -35,11 +38,11 @@ def offered(who: str, show: Sequence[str], known: Sequence[str] = OFFERED) -> No
 def make_controls(s: Settings, show: Sequence[str], most: int = 100) -> dict[str, W.Widget]:
     """Controls of the settings named in ``show``, under their headings; ``most`` clients."""
     out: dict[str, W.Widget] = {}
-    for title, group in (("DATA", _DATA), ("TRAINING", _TRAINING)):
-        if names := [n for n in group if n in show]:
+    for title, group in (("DATA", _DATA), ("TRAINING", _TRAINING), ("PRIVACY", _PRIVACY)):
+        names = [n for name in group if name in show for n in TOGETHER.get(name, (name,))]
+        if names := [n for n in names if n not in out]:
             out[f"heading {title}"] = C.heading(title)
-            for name in names:
-                out.update((n, make_control(s, n, most)) for n in TOGETHER.get(name, (name,)))
+            out.update((n, make_control(s, n, most)) for n in names)
     return out
 
 
@@ -58,12 +61,17 @@ def make_control(s: Settings, name: str, most: int = 100) -> W.Widget:
         value = getattr(s, name) or s.clients
         return C.slider(title, value, min(low, value), max(high, value), tip=tip)
 
+    def few(title: str, values: Sequence[float], tip: str) -> W.Widget:
+        value = getattr(s, name)
+        return C.choices(title, {words(v): v for v in sorted({*values, value})}, value, tip=tip)
+
     need = least(s.pipeline, most)
     batches = sorted({8, 16, 32, 64, 128} | ({s.batch} if s.batch else set()))
     own = () if isinstance(s.method, str) else (s.method,)  # the student's, under its name
     made: dict[str, Callable[[], W.Widget]] = {
         # the larger data sets only if asked for: they are files
-        "dataset": lambda: menu("Dataset", [*dict.fromkeys((*DATASETS[:4], s.dataset))]),
+        "dataset": lambda: menu("Dataset", [
+            *dict.fromkeys((*DATASETS[: 4 * isinstance(s.model, str)], s.dataset))]),
         "clients": lambda: whole("Clients", 2, most, f"How many share the data{need}"),
         "partition": lambda: menu("Split", [*PARTITIONS], "How the examples are dealt out"),
         "alpha": lambda: log(
@@ -84,7 +92,15 @@ def make_control(s: Settings, name: str, most: int = 100) -> W.Widget:
         "beta": lambda: C.float_slider(
             "Momentum β", s.beta, 0, max(0.99, s.beta), step=0.01,
             tip="What is kept of the last step"),
-        "model": lambda: menu("Model", MODELS, "Network: one hidden layer of 32"),
+        "noise": lambda: few(
+            "Noise z", np.arange(0.25, 5.1, 0.25).tolist(), "Standard deviation on the sum, in S"),
+        "rate": lambda: few("Chance q", (0.05, 0.1, 0.2, 0.5, 1.0), "To be in a round's cohort"),
+        "clip": lambda: few(
+            "Clip S", (0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 3.0, 10.0), "No update is longer"),
+        "budget": lambda: few(
+            "Budget ε", (1.0, 2.0, 4.0, 8.0, 16.0, 64.0, math.inf), "Where the run ends"),
+        "model": lambda: menu(
+            "Model", [*dict.fromkeys((*MODELS, s.model))], "Network: one hidden layer of 32"),
         "epochs": lambda: whole(
             "Local epochs", 1, 20, "E: passes over a client's own data in a round"),
         "batch": lambda: C.choices(
@@ -126,7 +142,7 @@ def fit_cohort(controls: Mapping[str, W.Widget], clients: int) -> None:
 def follow(controls: Mapping[str, W.Widget], runs: Sequence[Settings]) -> None:
     """What makes no difference to any of the runs is off, or out of sight."""
     counts = {name: any(s.applies(name) for s in runs) for name in controls}
-    for name in {"epochs", "batch", "amount", *SKEWS} & set(controls):
+    for name in {"epochs", "batch", "amount", "cohort", *SKEWS} & set(controls):
         controls[name].disabled = not counts[name]
         C.mark(controls[name], "fl-off", not counts[name])
     splitless = not any(PARTITIONS[s.partition] for s in runs)

@@ -5,28 +5,28 @@ The one file of the panels that calls the federated loop.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ... import algorithms, data, model, partition, skew
+from ... import algorithms, data, model, partition, privacy, skew
 from ...aggregate import mean
 from ...algorithms import Algorithm
+from ...checks import check
 from ...diagnostics import client_metrics
 from ...history import Diverged, Round
-from ...loop import federate
+from ...loop import Run, federate
+from ...participation import poisson
 from ...recipe import Recipe
 from ...rng import Use, numpy_rng
 from ...simulated import Simulated, centralised
 from ...transform import chain
 from ..parts.lines import boundary_scene
 from ..words import words
-from .settings import METHODS, PARTITIONS, Settings
+from .settings import METHODS, OWN, PARTITIONS, Settings, load, make_task
 
-HIDDEN = 32  # units of the hidden layer of "mlp"
 WEIGHS = ("scaffold", "feddyn")  # methods that need the population's size
 _AS = {"feddyn": {"mu": "alpha"}}  # what a method calls a setting
 
@@ -47,12 +47,6 @@ class Setup:
     test: Callable[[Tensor], dict[str, float]]
 
 
-@lru_cache(maxsize=8)
-def load(name: str) -> data.Dataset:
-    """A data set, kept."""
-    return data.load(name)
-
-
 def setup(s: Settings) -> Setup:
     """Data, split, model and recipe of the settings."""
     d = load(s.dataset)
@@ -60,36 +54,28 @@ def setup(s: Settings) -> Setup:
     draw = numpy_rng(s.seed, Use.PARTITION)
     by = _groups(s, d) if s.partition == "by_attribute" else d.y.numpy()
     parts = split(by, s.clients, draw, **split_arguments(s))
-    n_in = d.x[0].numel()
-    if s.model == "mlp":
-        task = model.mlp(n_in, HIDDEN, d.classes, seed=s.seed)
-    else:
-        task = model.softmax_regression(n_in, d.classes)
+    task = make_task(s.dataset, s.model, s.seed)
     method = make_method(s, task, len(d.y))
     batch, epochs = (s.batch, s.epochs) if s.applies("epochs") else (None, 1)
     pipeline = chain(mean()) if isinstance(s.pipeline, str) else s.pipeline
+    if s.private:
+        pipeline = privacy.private_mean(s.clip, s.noise, expected=s.rate * s.clients)
     recipe = Recipe(method, task.theta0, pipeline, batch=batch, epochs=epochs, seed=s.seed)
     x, y = _as_seen(s, d, parts)
     return Setup(d, x, y, parts, task, recipe, model.evaluator(task, d.x_test, d.y_test))
 
 
 def _groups(s: Settings, d: data.Dataset) -> np.ndarray:
-    if d.group is None:
-        raise ValueError(
-            f"panel: partition='by_attribute' needs data with natural clients, {s.dataset} has "
-            "none, e.g. dataset='digits' or partition='iid'"
-        )
-    return d.group.numpy()
+    known = d.group is not None
+    check("panel", "dataset", words(s.dataset), known, "one with natural clients", "'digits'")
+    return d.group.numpy()  # type: ignore[union-attr]
 
 
 def _as_seen(s: Settings, d: data.Dataset, parts: partition.Parts) -> tuple[Tensor, Tensor]:
     """The examples, changed client by client."""
     N, a = s.clients, s.amount
-    if s.feature in ("noise", "brightness") and (d.x.min() < 0 or d.x.max() > 1):
-        raise ValueError(
-            f"panel: feature={s.feature!r} needs features from 0 to 1, {s.dataset} has others, "
-            "e.g. dataset='digits'"
-        )
+    unit = s.feature not in ("noise", "brightness") or bool(d.x.min() >= 0 and d.x.max() <= 1)
+    check("panel", "dataset", words(s.dataset), unit, f"from 0 to 1 for {s.feature}", "'digits'")
     if s.feature == "rotation":
         return skew.rotate(d.x, parts, np.linspace(-90 * a, 90 * a, N).tolist(), d.shape), d.y
     if s.feature == "noise":
@@ -105,7 +91,8 @@ def make_method(s: Settings, task: model.Task, n_total: int) -> Algorithm:
     """The settings' method for a task, over a population of ``n_total`` examples."""
     if isinstance(s.method, str):
         more = {"n_total": n_total} if s.method in WEIGHS else {}
-        made: Any = getattr(algorithms, s.method)(task, lr=s.lr, **own_settings(s), **more)
+        name = "fedavg" if s.private else s.method
+        made: Any = getattr(algorithms, name)(task, lr=s.lr, **own_settings(s), **more)
     else:
         made = s.method(task, s.lr)
     if not isinstance(made, Algorithm):
@@ -118,8 +105,8 @@ def make_method(s: Settings, task: model.Task, n_total: int) -> Algorithm:
 
 def own_settings(s: Settings) -> dict[str, float]:
     """What the method is given beside lr, under its own names for it."""
-    called = _AS.get(str(s.method), {})
-    return {called.get(k, k): getattr(s, k) for k in METHODS[str(s.method)]}
+    called, names = _AS.get(str(s.method), {}), METHODS[str(s.method)]
+    return {called.get(k, k): getattr(s, k) for k in names if not s.private}  # the pipeline's
 
 
 def split_arguments(s: Settings) -> dict[str, float]:
@@ -130,8 +117,20 @@ def split_arguments(s: Settings) -> dict[str, float]:
     return out | ({"size_alpha": s.size_alpha} if s.applies("size_alpha") else {})
 
 
+def start(s: Settings, made: Setup) -> Run:
+    """The run itself, no round of it done."""
+    clients = Simulated(made.recipe, made.x, made.y, made.parts)
+    how: Any = {"rounds": s.rounds, "evaluate": made.test}
+    if s.private:
+        return privacy.dp_federate(clients, delta=1 / s.clients**2, budget=s.budget, **how)
+    return federate(clients, cohort=s.cohort, **how)
+
+
 class References:
-    """The same runs with all data in one place: advanced a round at a time, kept by settings."""
+    """The same runs with all data in one place, private ones without clip and noise.
+
+    They are advanced a round at a time, and kept by settings.
+    """
 
     def __init__(self, keep: int = 32):
         self._keep = keep
@@ -140,8 +139,12 @@ class References:
     def upto(self, s: Settings, made: Setup, t: int) -> dict[str, list[float]]:
         """Columns of at least t rounds (t + 1 values), or as many as the run has."""
         plain = "fedsgd" if s.method == "fedsgd" else "fedavg"  # no method is needed in one place
-        apart = {"cohort", "method", "mu", "server_lr", "beta", "pipeline"}
-        if s.feature == "none":  # then who holds what is no matter where all is in one place
+        apart = {"cohort", "method", "pipeline", "extras", *OWN} - (
+            {"method", "rate"} if s.private else set()
+        )
+        if (
+            s.feature == "none" and not s.private
+        ):  # then who holds what is no matter where all is in one place
             apart |= {"partition", "alpha", "labels_each", "shards_each", "size_alpha", "amount"}
         key = (plain, *(v for k, v in vars(s).items() if k not in apart))
         if key not in self._known:
@@ -149,10 +152,11 @@ class References:
                 del self._known[next(iter(self._known))]
             method = getattr(algorithms, plain)(made.task, lr=s.lr)
             recipe = replace(made.recipe, algorithm=method, pipeline=chain(mean()))
-            everything = centralised(recipe, made.x, made.y, s.clients)
-            run: Iterator[Round] = federate(everything, rounds=s.rounds, evaluate=made.test)
-            start = made.test(made.task.theta0)
-            self._known[key] = run, {k: [v] for k, v in start.items()}
+            where, cohort = centralised(recipe, made.x, made.y, s.clients), None  # type: Any, Any
+            if s.private:
+                where, cohort = Simulated(recipe, made.x, made.y, made.parts), poisson(s.rate)
+            how = federate(where, rounds=s.rounds, cohort=cohort, evaluate=made.test)
+            self._known[key] = how, {k: [v] for k, v in made.test(made.task.theta0).items()}
         run, columns = self._known[key]
         while len(columns["loss"]) <= t:
             try:
@@ -167,19 +171,24 @@ class References:
         return columns
 
 
-def frames(s: Settings, references: References | None = None) -> Iterator[dict[str, Any]]:
+def frames(
+    s: Settings, references: References | None = None, *, worst: bool = False
+) -> Iterator[dict[str, Any]]:
     """One frame a round; frame 0 is the start, with who holds what.
 
     Args:
         s: The settings.
         references: Where centralised runs are kept; None leaves the reference out.
+        worst: Whether to look for the worst of all clients after each round.
 
     Yields:
         ``loss``, ``accuracy`` (on the test set), ``bytes`` (all clients, both ways, so far),
         ``drift`` (mean over the cohort of the norm of delta_k), ``clients`` (a function: accuracy
         of the shared model on each client's own examples, as it sees and names them),
         ``reference``; on the toy plane ``boundary`` (a function, see :func:`boundary_scene`); in
-        frame 0 also ``counts``, ``labels`` and ``note``.
+        frame 0 also ``counts``, ``labels`` and ``note``. A private run: ``epsilon`` spent so far,
+        ``budget``, and the norms of the mean update, ``updates``, and of its ``noise``. If asked
+        for, ``worst``, the smallest of ``clients``; and the settings' extras.
 
     Example:
         >>> *_, last = frames(Settings(rounds=10, alpha=100.0, lr=0.5))
@@ -187,30 +196,41 @@ def frames(s: Settings, references: References | None = None) -> Iterator[dict[s
         (True, 1040000)
     """
     made = setup(s)
-    theta, N, sent, look = made.task.theta0, s.clients, 0, _look(made)
+    theta, N, sent, look = made.task.theta0, s.clients, 0, _look(made, worst)
+    C, y = made.data.classes, made.y.numpy()
     first: dict[str, Any] = {
         **made.test(theta),
         "bytes": 0,
         "drift": float("nan"),
-        "counts": partition.counts(made.parts, made.y.numpy(), made.data.classes),
-        "labels": [str(c) for c in range(made.data.classes)],
+        "counts": partition.counts(made.parts, y if C else np.zeros(len(y), int), C or 1),
+        "labels": [str(c) for c in range(C)] or ["examples"],
         "note": made.parts.note,
         **look(theta, theta[None][:0]),
+        **_private(s, theta.numel()),
     }
     if references:  # what is known already is shown whole; nothing is computed before this frame
         first["reference"] = dict(references.upto(s, made, 0))
     yield first
-    clients = Simulated(made.recipe, made.x, made.y, made.parts)
-    run = federate(clients, rounds=s.rounds, cohort=s.cohort, evaluate=made.test)
-    for r in run:
+    for r in start(s, made):
         sent += (r.sent + r.received) * len(r.answered)
         local = torch.full((N, theta.numel()), torch.nan)  # NaN: not in the cohort
         local[torch.from_numpy(r.answered)] = theta + r.deltas
         theta, drift = r.theta, float(r.deltas.norm(dim=1).mean())
         frame = {**r.metrics, "bytes": sent, "drift": drift, **look(theta, local)}
+        frame |= _private(s, theta.numel(), r) | {name: f(r) for name, f in s.extras}
         if references:
             frame["reference"] = {k: list(v) for k, v in references.upto(s, made, r.t + 1).items()}
         yield frame
+
+
+def _private(s: Settings, d: int, r: Round | None = None) -> dict[str, Any]:
+    """What a private run's frames hold beside those of the others."""
+    if not s.private:
+        return {}
+    expected, nan = s.rate * s.clients, float("nan")
+    signal = float(r.deltas.sum(0).norm()) / expected if r and len(r.deltas) else nan
+    own = {"updates": signal, "noise": s.noise * s.clip * d**0.5 / expected, "budget": s.budget}
+    return own if r else {**own, "epsilon": nan, "reference_name": "no clip, no noise"}
 
 
 def final(s: Settings, stale: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
@@ -218,18 +238,20 @@ def final(s: Settings, stale: Callable[[], bool] = lambda: False) -> dict[str, f
     last: dict[str, float] = {}
     try:
         made = setup(s)
-        clients = Simulated(made.recipe, made.x, made.y, made.parts)
-        T = s.rounds
-        for r in federate(clients, rounds=T, cohort=s.cohort, evaluate=made.test, every=T):
+        for r in start(s, replace(made, test=lambda theta: {})):
             if stale():
                 return None
-            last = r.metrics
+            last, theta = r.metrics | {"t": r.t}, r.theta
+        if last:  # once: a budget may end the run at any round
+            last |= made.test(theta) | {name: f(r) for name, f in s.extras}
+            last = {k: float(v) for k, v in last.items() if np.ndim(v) == 0}
+            last["worst"] = _look(made, True)(theta, theta[None][:0]).get("worst", 0.0)
     except (ValueError, Diverged):
         return {}
     return last if all(map(np.isfinite, last.values())) else {}
 
 
-def _look(made: Setup) -> Callable[[Tensor, Tensor], dict[str, Any]]:
+def _look(made: Setup, worst: bool = False) -> Callable[[Tensor, Tensor], dict[str, Any]]:
     """What is costly, as functions, called only for a frame that is shown.
 
     Of the shared model (d,) and the clients' (N, d): how right the shared one is on every client's
@@ -240,7 +262,9 @@ def _look(made: Setup) -> Callable[[Tensor, Tensor], dict[str, Any]]:
 
     def look(theta: Tensor, local: Tensor) -> dict[str, Any]:
         each = lambda: client_metrics(made.task, theta, made.x, made.y, made.parts)["accuracy"]
-        out: dict[str, Any] = {"clients": each}
+        out: dict[str, Any] = {"clients": each} if made.data.classes else {}
+        if worst and out:
+            out["worst"] = float(each().min())
         if made.x.shape[1:] == (2,):
             x, y = made.x[rows], made.y[rows]
             out["boundary"] = lambda: boundary_scene(made.task, theta, local, x, y, owner)

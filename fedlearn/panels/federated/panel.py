@@ -1,5 +1,6 @@
 """The panel of the course: a federated run under the hand."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import ipywidgets as W
 from ...checks import one_of
 from ..engine import Frame, Snapshot
 from ..explorable import Explorable
+from ..parts.base import Part
 from ..parts.boundary import Boundary
 from ..parts.curve import Curve
 from ..parts.dots import Dots
@@ -17,7 +19,7 @@ from ..words import words
 from .code import code
 from .controls import SHOWN, fit_cohort, follow, make_controls, offered, read
 from .frames import References, frames
-from .settings import Settings, check_names
+from .settings import SPENT, Settings, check_names
 
 PARTS = {
     "loss": lambda x: Curve("loss", title="test loss (log scale)", x=x, log=True),
@@ -26,6 +28,12 @@ PARTS = {
     "holdings": lambda x: Holdings(),
     "clients": lambda x: Dots(),
     "boundary": lambda x: Boundary(),
+    "privacy": lambda x: Curve("accuracy", title="test accuracy against ε", x="epsilon",
+                               xlabel="ε spent", ylim=(0, 1), legend="bottom"),
+    "epsilon": lambda x: Curve({"spent": "epsilon", "budget": "budget"}, title="ε spent", x=x,
+                               legend="bottom"),
+    "noise": lambda x: Curve({"updates": "updates", "noise": "noise"}, x=x, log=True,
+                             title="norm of the step: updates and noise", ylim=(0.01, 100)),
 }  # fmt: skip
 
 
@@ -36,13 +44,16 @@ class Panel(Explorable):
         show: Controls that the reader sees, any of ``dataset``, ``clients``, ``partition``,
             ``alpha`` (the skew: also labels or shards each, as the split wants), ``method`` (and
             what it has beside lr), ``model``, ``epochs``, ``batch``, ``lr``, ``cohort``; and, if
-            asked for, ``feature`` (a menu, and its amount). The others keep the value given.
+            asked for, ``feature`` (a menu, and its amount) and, of ``method="dp_fedavg"``,
+            ``privacy`` (noise, rate, clip, budget). The others keep the value given.
         x: ``"round"``, or ``"bytes"`` for megabytes sent.
         predict: The question under the picture.
         preview: Compute the first run now, so that the picture is never blank.
         parts: One to four pictures of ``loss``, ``accuracy``, ``holdings``, ``clients`` and, for
             ``dataset="toy"`` and at most six clients, ``boundary``: the plane, where each client's
-            model and the shared one draw the line.
+            model and the shared one draw the line; of DP-FedAvg also ``privacy`` (accuracy against
+            epsilon), ``epsilon`` (over rounds) and ``noise`` (its norm, and the updates'). Or parts
+            of your own, ``Curve("worst")``: accuracy on the worst client's examples, an extra, ….
         seconds: How long a run started by the Run button takes at least.
         **settings: Of the run, see :class:`Settings`; on a slider, set to its nearest step. A
             method of your own stands in the menu under its name. ValueError if a value is out of
@@ -66,16 +77,20 @@ class Panel(Explorable):
         x: str = "round",
         predict: str = "Predict first: what happens to the loss if α goes from 100 to 0.01?",
         preview: bool = True,
-        parts: Sequence[str] = ("loss", "accuracy", "holdings", "clients"),
+        parts: Sequence[str | Part] = ("loss", "accuracy", "holdings", "clients"),
         seconds: float = 2.0,
         **settings: Any,
     ):
         offered("Panel: show", show)
-        offered("Panel: parts", parts, (*PARTS,))
+        offered("Panel: parts", [p for p in parts if not isinstance(p, Part)], (*PARTS,))
         check_names("Panel", settings)
         s = self._fixed = Settings(**settings)
         one_of("Panel", "x", x, ("round", "bytes"))
-        most = self._most_clients
+        made = [p if isinstance(p, Part) else PARTS[p](x) for p in parts]
+        drawn = [c for p in made if isinstance(p, Curve) for c in (*p.columns.values(), *p.over)]
+        offered("Panel: a Curve", drawn, (*s.columns, *SPENT, "round"))
+        self._worst = "worst" in drawn
+        most = 500 if s.private else self._most_clients  # privacy is for crowds
         if "boundary" in parts:
             if s.dataset != "toy" or "dataset" in show or s.clients > 6:
                 raise ValueError(
@@ -88,7 +103,7 @@ class Panel(Explorable):
         super().__init__(
             make_controls(s, show, most),
             self._make,
-            [PARTS[name](x) for name in parts],
+            made,
             rounds=s.rounds,
             seconds=seconds,
             readout=_numbers,
@@ -107,13 +122,14 @@ class Panel(Explorable):
         return {"settings": self._settings}
 
     def _make(self, settings: Settings) -> Iterator[Frame]:
-        return frames(settings, self._references)
+        return frames(settings, self._references, worst=self._worst)
 
     def caption(self, snapshot: Snapshot | None = None) -> str:
         s = snapshot or self.engine.snapshot()
         p, where = s.params["settings"], f"{s.round} rounds" if s.round else "start"
         known = [k for k in ("loss", "accuracy") if k in s.columns]
         end = "".join(f", {k} {s.columns[k][-1]:.2f}" for k in known)
+        end += "".join(f", {said}" for said in _spent(s))
         return (
             f"{words(p.method)} on {words(p.dataset)}, {p.clients} clients, "
             f"{p.split_words()}{p.shift_words()}, {where}{end}."
@@ -122,6 +138,7 @@ class Panel(Explorable):
     def _figure_title(self, s: Snapshot) -> str:
         p = s.params["settings"]
         local = f", E = {p.epochs}, B = {words(p.batch)}" if p.applies("epochs") else ""
+        local += f", z = {p.noise:g}, q = {p.rate:g}, S = {p.clip:g}" if p.private else ""
         return (
             f"{words(p.method)} on {words(p.dataset)}: {p.clients} clients, "
             f"{p.split_words()}{p.shift_words()}{local}, η = {words(p.lr)}"
@@ -129,7 +146,8 @@ class Panel(Explorable):
 
     def _stem(self, s: Snapshot) -> str:
         p = s.params["settings"]
-        return f"{p.method if isinstance(p.method, str) else words(p.method)}-{p.dataset}"
+        method = p.method if isinstance(p.method, str) else words(p.method)
+        return f"{method}-{p.dataset if isinstance(p.dataset, str) else words(p.dataset)}"
 
     def _table(self, s: Snapshot) -> bytes:
         pooled = {f"centralised_{k}": v for k, v in s.latest.get("reference", {}).items()}
@@ -150,4 +168,15 @@ def _numbers(s: Snapshot) -> list[str]:
     if sent is not None and len(sent):
         mega = sent[-1] >= 1e5
         said.append(f"{sent[-1] / 1e6:.1f} MB sent" if mega else f"{sent[-1] / 1e3:.0f} kB sent")
-    return said
+    return said + _spent(s)
+
+
+def _spent(s: Snapshot) -> list[str]:
+    """Of a private run: the epsilon spent, and why it ended."""
+    p = s.params["settings"]
+    if not p.private:
+        return []
+    of = f" of {p.budget:g}" if math.isfinite(p.budget) else ""
+    words = f"ε {s.columns['epsilon'][-1] if s.round else 0.0:.1f}{of}"
+    why = "stopped: the next round costs too much"
+    return [words, why] if s.state == "done" and s.round < s.rounds else [words]

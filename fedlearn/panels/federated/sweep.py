@@ -11,14 +11,14 @@ from ..engine import Frame, Snapshot
 from ..explorable import Explorable
 from ..parts.heat import Heat
 from ..words import SHORT, words
-from .code import brought
+from .code import brought, literal
 from .controls import follow, make_controls, offered
 from .panel import settle
-from .settings import Axis, Settings, check_names, pairs
+from .settings import METHODS, Axis, Settings, check_names, pairs
 from .workers import known, sweep
 
 _NUMBERS = ("alpha", "epochs", "lr", "clients", "batch", "cohort", "labels_each", "shards_each",
-            "rounds", "seed", "size_alpha", "amount")  # fmt: skip
+            "rounds", "seed", "size_alpha", "amount", *METHODS["dp_fedavg"])  # fmt: skip
 
 
 class Sweep(Explorable):
@@ -30,7 +30,7 @@ class Sweep(Explorable):
         x: Name and values of the columns.
         y: Name and values of the rows.
         show: Controls of the other settings, as for :class:`Panel`.
-        measure: ``"accuracy"`` or ``"loss"``, on the test set after the last round.
+        measure: As for :func:`grid`, after the last round.
         rounds: Length of every run.
         predict: The question under the picture.
         preview: Compute all cells now; else the map waits for Run.
@@ -68,14 +68,15 @@ class Sweep(Explorable):
         if x[0] == y[0]:
             raise ValueError(f"Sweep: the axes differ, got {x[0]} twice, e.g. x=('epochs', (1, 5))")
         show = [s for s in show if s not in (x[0], y[0])]
-        one_of("Sweep", "measure", measure, ("accuracy", "loss"))
         self.x, self.y, self.measure, self._helpers = x, y, measure, helpers
         check_names("Sweep", settings, (x[0], y[0]))
         first = {"rounds": rounds, **settings, x[0]: x[1][0], y[0]: y[1][0]}
         self._fixed = self._settings = Settings(**first)
+        one_of("Sweep", "measure", measure, self._fixed.columns)
         pairs(self._fixed, x, y)  # a wrong value is said now
         heat = Heat(
-            title=f"test {measure}" + f" after {rounds} rounds" * ("rounds" not in (x[0], y[0])),
+            title=f"{'test ' * (measure in ('accuracy', 'loss'))}{measure}"
+            + f" after {rounds} rounds" * ("rounds" not in (x[0], y[0])),
             rows=[words(v) for v in y[1]],
             columns=[words(v) for v in x[1]],
             xlabel=_axis(x[0]),
@@ -149,7 +150,7 @@ class Sweep(Explorable):
 
     def _text(self, s: Snapshot) -> str:
         given = {k: v for k, v in vars(self._settings).items() if v != getattr(Settings(), k)}
-        made = {k: f"chain({words(v)})" if k == "pipeline" else repr(v) for k, v in given.items()}
+        made = {k: literal(k, v) for k, v in given.items()}
         inner = ", ".join(f"{k}={v}" for k, v in made.items() if k not in (self.x[0], self.y[0]))
         return (
             f"{brought(self._settings)}from fedlearn.panels import Settings, grid\n\n"

@@ -12,11 +12,13 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
 from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 
+from ...checks import one_of
 from ...workers import begin
 from .frames import final
 from .settings import Axis, Settings, pairs
@@ -28,7 +30,13 @@ _TEAMS: dict[str, Away] = {}  # of the sweeps that run now
 
 
 def grid(
-    settings: Settings, *, x: Axis, y: Axis, measure: str = "accuracy", helpers: int | None = None
+    settings: Settings,
+    *,
+    x: Axis,
+    y: Axis,
+    measure: str = "accuracy",
+    seeds: Sequence[int] | None = None,
+    helpers: int | None = None,
 ) -> np.ndarray:
     """Final accuracy of every pair of two settings, (rows, columns); NaN where a run fails.
 
@@ -38,17 +46,20 @@ def grid(
         settings: What all runs share.
         x: Name and values of the columns, e.g. ``("epochs", (1, 5, 20))``.
         y: Name and values of the rows.
-        measure: ``"accuracy"`` or ``"loss"``, on the test set.
+        measure: ``"accuracy"`` or ``"loss"`` on the test set, ``"worst"``, ``"epsilon"``, an extra.
+        seeds: One map for each, (seeds, rows, columns): ``.mean(0)`` and ``.std(0)`` are theirs.
         helpers: Processes beside this one; None for one for each other core, at most 3.
 
     Example:
         >>> grid(Settings(rounds=2), x=("epochs", (1, 2)), y=("alpha", (0.1,)), helpers=0).shape
         (1, 2)
     """
-    cells = pairs(settings, x, y)
+    one_of("grid", "measure", measure, settings.columns)
+    each = [settings] if seeds is None else [replace(settings, seed=n) for n in seeds]
+    cells = [cell for s in each for cell in pairs(s, x, y)]
     found = dict(sweep(cells, helpers=helpers))
     values = [found[s].get(measure, np.nan) for s in cells]
-    return np.array(values).reshape(len(y[1]), len(x[1]))
+    return np.array(values).reshape(*[len(each)] * (seeds is not None), len(y[1]), len(x[1]))
 
 
 def known(s: Settings) -> Result | None:
@@ -70,8 +81,7 @@ def sweep(
     yield from ((s, _KNOWN[s]) for s in dict.fromkeys(cells) if s in _KNOWN)
     todo = [s for s in dict.fromkeys(cells) if s not in _KNOWN]
     todo.sort(key=lambda s: s.epochs * s.rounds)
-    stay = any(callable(s.method) or not isinstance(s.pipeline, str) for s in todo)
-    alone = len(todo) < 2 or stay  # a notebook's functions stay here
+    alone = len(todo) < 2 or not all(s.plain for s in todo)  # a notebook's own stays here
     n = 0 if alone else others() if helpers is None else helpers
     came: dict[Settings, Result | None] = {}
     with _team(n) as (away, ask):

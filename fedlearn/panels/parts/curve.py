@@ -35,7 +35,7 @@ class Curve(Part):
         legend: ``"top"``, ``"bottom"`` (right corners) or ``""``.
         xlabel: Name of the x axis; by default what ``x`` says.
 
-    A frame may hold ``"reference": {column: values}`` beside its scalars.
+    A frame may hold ``"reference": {column: values}`` beside its scalars, and ``reference_name``.
 
     Example:
         >>> from fedlearn.panels import Engine
@@ -92,7 +92,7 @@ class Curve(Part):
         columns = {"this run": column} if isinstance(column, str) else dict(column)
         self.columns: dict[str, str] = columns
         self._several, self._fixed, self._fitted = several, ylim is not None, False
-        self._over = list(x.values()) if isinstance(x, Mapping) else [x] * len(columns)
+        self.over = list(x.values()) if isinstance(x, Mapping) else [x] * len(columns)
 
     def show(self, snapshot: Snapshot) -> None:
         series = self._series(snapshot)
@@ -112,9 +112,10 @@ class Curve(Part):
         if not self._several:
             (column,) = self.columns.values()
             reference = s.latest.get("reference") or {}
-            if column in reference:
+            if column in reference and self.over != ["epsilon"]:  # it is without, or its ε is ∞
                 y = np.asarray(reference[column], float)
-                out.append(("all data in one place", "reference", self._as_sent(s, len(y)), y))
+                name = s.latest.get("reference_name", "all data in one place")
+                out.append((name, "reference", self._as_sent(s, len(y)), y))
             if s.ghost and column in s.ghost.columns:
                 y = s.ghost.columns[column]
                 name = f"last run{changed(s.ghost.params, s.params)}"
@@ -126,7 +127,7 @@ class Curve(Part):
         return out
 
     def _axis(self, columns: Mapping[str, np.ndarray], n: int, line: int = 0) -> np.ndarray:
-        over = self._over[line]
+        over = self.over[line]
         if over == "round" or not n:
             return np.arange(n, dtype=float)
         if over not in columns:
@@ -138,7 +139,7 @@ class Curve(Part):
 
     def _as_sent(self, s: Snapshot, n: int) -> np.ndarray:
         """The reference sends nothing: its rounds are laid where this run's rounds lie."""
-        whole = s.rounds if set(self._over) == {"round"} else self._goal(s) or self.xmax
+        whole = s.rounds if set(self.over) == {"round"} else self._goal(s) or self.xmax
         return np.arange(n, dtype=float) * (whole / max(s.rounds, 1))
 
     def _goal(self, s: Snapshot) -> float:
@@ -152,13 +153,13 @@ class Curve(Part):
 
     def _width(self, s: Snapshot, xs: Sequence[np.ndarray]) -> float:
         """Where the axis ends: no line is cut off, and it doesn't jump while a run goes on."""
-        if set(self._over) == {"round"}:
+        if set(self.over) == {"round"}:
             return float(max(s.rounds, 1))
         ends = [float(x[np.isfinite(x)].max()) for x in xs if np.isfinite(x).any()]
         widest = max([0.0, *ends, self._goal(s) if s.state != "done" else 0.0])
         if widest <= 0:
             return self.xmax
-        if s.state == "done" or all(map(_is_bytes, self._over)):  # all rounds send the same
+        if s.state == "done" or all(map(_is_bytes, self.over)):  # all rounds send the same
             return widest
         return max(round_up(widest), self.xmax if self.gen == s.gen else 0.0)
 
@@ -178,7 +179,7 @@ class Curve(Part):
         said = []
         for name, column in self.columns.items():
             y = s.columns.get(column, np.empty(0))
-            if len(y):
+            if len(y := y[np.isfinite(y)]):
                 said.append(f"{name}: {y[0]:.3g} at first, {y[-1]:.3g} after {s.round} rounds")
         return f"{self.title}, {'; '.join(said) or 'no rounds yet'}"
 
