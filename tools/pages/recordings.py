@@ -1,0 +1,122 @@
+"""The recordings of a lesson's panels: its cells are run, and what was recorded before is kept."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fedlearn
+from fedlearn.panels.explorable import Explorable
+from fedlearn.panels.federated import workers
+from fedlearn.partition.files import write_whole
+
+from .lessons import lesson
+from .page import Cell, Lesson
+from .record import Grid, record
+
+GRIDS = Path(__file__).with_name("grids.toml")
+Grids = Mapping[str, Mapping[str, Sequence[Grid]]]  # lesson: cell id: products of values
+
+
+def recordings(stem: str, folder: Path) -> tuple[dict[str, str], str]:
+    """What is recorded of a lesson's panels, by cell id, and in words how it came.
+
+    Kept in ``folder``, a file a panel; each is made anew when the cells that the panels need, the
+    panel's grid, the recorder or the package have changed.
+    """
+    given, kept = lesson(stem), {}
+    grids = tomllib.loads(GRIDS.read_text(encoding="utf-8")).get(stem[:2], {})
+    keys = {c["id"]: _key(given, c["id"], grids) for c in needed(given) if "panel" in _tags(c)}
+    if unknown := sorted(set(grids) - set(keys)):
+        raise ValueError(f"grids.toml: lesson {stem[:2]} has no panel {unknown[0]}")
+    for name, key in keys.items():
+        with contextlib.suppress(OSError, ValueError, KeyError):  # none, or half of one
+            found = json.loads((folder / f"{stem[:2]}-{name}.json").read_text(encoding="utf-8"))
+            if found["key"] == key:
+                kept[name] = found
+    began = time.process_time()
+    if len(kept) < len(keys):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, panel in panels(given):
+            if name not in kept:
+                workers._KNOWN.clear()  # a map fills cell by cell
+                kept[name] = {"key": keys[name], **record(panel, grids.get(name))}
+                text = json.dumps(kept[name])
+                write_whole(folder / f"{stem[:2]}-{name}.json", text.encode())
+            panel.close()
+    said = [f"{v['settings']} settings, {len(v['data']) / 1e3:.0f} kB" for v in kept.values()]
+    data = {name: kept[name]["data"] for name in keys}
+    return data, f"{'; '.join(said)} ({time.process_time() - began:.0f} s)"
+
+
+def panels(given: Lesson) -> Iterator[tuple[str, Explorable]]:
+    """Run a lesson's ``setup`` and ``panel`` cells; (cell id, panel) of each panel."""
+    names: dict[str, Any] = {"__name__": "__main__", "display": lambda *a, **k: None}
+    os.environ["MPLBACKEND"] = "Agg"
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for c in needed(given):
+            tree = ast.parse("".join(c["source"]))
+            last = tree.body.pop() if "panel" in _tags(c) else None
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(tree, c["id"], "exec"), names)
+                if last is None:
+                    continue
+                assert isinstance(last, ast.Expr)
+                found = eval(compile(ast.Expression(last.value), c["id"], "eval"), names)
+            yield c["id"], found
+
+
+def needed(given: Lesson) -> list[Cell]:
+    """The cells that a lesson's panels need, and the panels: a test holds the lessons to it."""
+    return [c for c in given.cells if c["cell_type"] == "code" and {"setup", "panel"} & _tags(c)]
+
+
+def _tags(c: Cell) -> set[str]:
+    return set(c["metadata"].get("tags", ()))
+
+
+def _key(given: Lesson, name: str, grids: Mapping[str, Any]) -> str:
+    """Changes with all that a recording is made of."""
+    made_of = [
+        ["".join(c["source"]) for c in needed(given)],
+        name,
+        grids.get(name),
+        _code(),
+    ]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _code() -> list[str]:
+    """The package, and what records."""
+    own = [Path(__file__).with_name(f"{name}.py") for name in ("pack", "record")]
+    return [code_of(p) for p in (*sorted(Path(fedlearn.__file__).parent.rglob("*.py")), *own)]
+
+
+def code_of(path: Path) -> str:
+    """What a file does: its syntax tree without docstrings, so that a word changes nothing."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and _says(body[0]):
+            body[0] = ast.Pass()
+    return ast.dump(tree)
+
+
+def _says(node: Any) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
