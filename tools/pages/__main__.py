@@ -3,10 +3,11 @@
     python -m pages                     # every lesson and an index, into build/pages
     python -m pages 07 12 --out site    # these two
     python -m pages --still             # no recordings: panels as pictures, in seconds
+    python -m pages --quick             # two settings a panel, as a test of all of it
 
-A page is made of the outputs that its notebook has stored. For its panels the cells tagged ``setup``
-and ``panel`` are run once, and what the panels show at the settings of ``grids.toml`` is recorded;
-recordings are kept beside the pages until something that they were made of changes.
+A page is made of the outputs that its notebook has stored. For its panels the cells tagged
+``setup`` and ``panel`` are run once, and what the panels show at the settings of ``grids.toml`` is
+recorded; recordings are kept beside the pages until something that they were made of changes.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from fedlearn.partition.files import write_whole
 
 from .lessons import ROOT, lessons, texts
 from .page import Lesson, index, page
-from .recordings import recordings
+from .recordings import quick, recordings
 
 
-def make(out: Path, names: Sequence[str] = (), *, still: bool = False, jobs: int = 1) -> list[Path]:
+def make(out: Path, names: Sequence[str] = (), *, how: str = "", jobs: int = 1) -> list[Path]:
     """Write the pages of the lessons named (all by default), the texts beside them, the index."""
     all_ = lessons()
     if unknown := sorted({*names} - {x.stem[:2] for x in all_}):
@@ -35,7 +36,11 @@ def make(out: Path, names: Sequence[str] = (), *, still: bool = False, jobs: int
     chosen = [x for x in all_ if not names or x.stem[:2] in names]
     out.mkdir(parents=True, exist_ok=True)
     made = []
-    if not still:
+    if how == "quick":
+        os.environ["FEDLEARN_FAST"] = "1"
+        for x in chosen:
+            x.recordings = quick(x.stem)
+    elif how != "still":
         record(chosen, out / "recorded", jobs)
     for x in chosen:
         i = all_.index(x)
@@ -70,12 +75,13 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python run.py pages", description="Lessons as HTML.")
     parser.add_argument("names", nargs="*", metavar="NN", help="only these lessons, e.g. 07")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "pages", help="the folder")
-    parser.add_argument("--still", action="store_true", help="panels as pictures: no recording")
+    for how, text in (("still", "panels as pictures"), ("quick", "two settings a panel")):
+        parser.add_argument(f"--{how}", action="store_const", dest="how", const=how, help=text)
     parser.add_argument("--jobs", type=int, default=1, help="lessons recorded at a time")
     given = parser.parse_args(words)
     began = time.monotonic()
     try:
-        made = make(given.out, given.names, still=given.still, jobs=given.jobs)
+        made = make(given.out, given.names, how=given.how or "", jobs=given.jobs)
     except ValueError as e:
         print(e, file=sys.stderr)
         return 2

@@ -1,8 +1,8 @@
 """Numbers of a recording, each array kept once, in text that a page can hold.
 
-Floats are kept as the first 24 bits of a float32: 16 wouldn't do, because lesson 11's errors fall to
-1e-12, where a float16 is 0. The bytes of all floats stand in three planes (high, middle, low), which
-gzip likes. ``web/player.js`` reads it.
+Floats are kept as the first 24 bits of a float32: 16 wouldn't do, because lesson 11's errors fall
+to 1e-12, where a float16 is 0. The bytes of all floats stand in three planes (high, middle, low),
+which gzip likes. ``web/player.js`` reads it.
 """
 
 from __future__ import annotations

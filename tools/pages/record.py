@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from fedlearn.panels import kernel
 from fedlearn.panels.controls import has_value, value_of
 from fedlearn.panels.engine import Engine
 from fedlearn.panels.explorable import Explorable
+from fedlearn.panels.federated import workers
 from fedlearn.panels.words import words
 
 from .pack import Pool
@@ -34,7 +36,7 @@ NOT_SENT = {
     "gen",
     "round",
 }  # ipywidgets', and what a player counts
-LAST = {"label", "said", "news", "error"}  # of the whole run, kept once
+LAST = {"said", "news", "error"}  # of the whole run, kept once
 Grid = Mapping[str, Sequence[Any]]  # control: its values; what is recorded are such products
 
 
@@ -98,6 +100,15 @@ def default_grids(controls: Mapping[str, W.Widget]) -> list[Grid]:
     return [{main: stops[main], k: stops[k]} for k in others] or [{main: stops[main]}]
 
 
+def quick_grid(controls: Mapping[str, W.Widget]) -> list[Grid]:
+    """One move: the first control that has another value goes to its last."""
+    for name, c in controls.items():
+        other = [v for v in _stops(c) if v != value_of(c)] if has_value(c) else []
+        if other:
+            return [{name: other[-1:]}]
+    return []
+
+
 # -- settings -------------------------------------------------------------------------------------
 
 
@@ -120,13 +131,15 @@ def _checked(grid: Grid, made: Recording) -> Grid:
 
 
 def _value(name: str, c: W.Widget, v: Any) -> Any:
+    """A value as its control has it: at the slider's nearest step, or the option of this label."""
     if not hasattr(c, "options"):
-        low, high = c.min, c.max
-        if isinstance(c, W.FloatLogSlider):
-            low, high = c.base**c.min, c.base**c.max
-        if not low * (1 - 1e-9) <= v <= high * (1 + 1e-9):
+        log = isinstance(c, W.FloatLogSlider)
+        at = math.log(v, c.base) if log else v
+        if not c.min - 1e-9 <= at <= c.max + 1e-9:
+            low, high = (c.base**c.min, c.base**c.max) if log else (c.min, c.max)
             raise ValueError(f"record: {name} can't be {v!r}; it goes from {low:g} to {high:g}")
-        return type(c.value)(v)
+        at = min(c.max, c.min + round((at - c.min) / c.step) * c.step)
+        return float(f"{c.base**at:.3g}") if log else type(c.value)(float(f"{at:.12g}"))
     for label, value in c.options:
         if v == label or (type(v) is type(value) and v == value):
             return value
@@ -142,7 +155,7 @@ def _stops(c: W.Widget) -> list[Any]:
     if isinstance(c, W.FloatLogSlider):
         found = [float(f"{c.base**v:.3g}") for v in spread]
     else:
-        found = [round((v - c.min) / c.step) * c.step + c.min for v in spread]
+        found = [float(f"{round((v - c.min) / c.step) * c.step + c.min:.12g}") for v in spread]
     return sorted({c.value, *(type(c.value)(v) for v in found)})
 
 
@@ -192,6 +205,7 @@ def views(panel: Explorable) -> list[Any]:
 def _run(panel: Explorable) -> Run:
     """One run, frame by frame: what each view was sent."""
     rounds, run = panel.engine._rounds, Run()
+    workers._KNOWN.clear()  # a map fills cell by cell
     panel.engine = engine = Engine(panel.engine._make, panel._adjust(), rounds=rounds)
     engine._state = "running"
     kept = {*np.linspace(0, rounds, min(rounds + 1, FRAMES)).round().astype(int).tolist()}

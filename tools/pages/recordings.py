@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import fedlearn
+from fedlearn.panels import explorable
+from fedlearn.panels.engine import Engine
 from fedlearn.panels.explorable import Explorable
-from fedlearn.panels.federated import workers
 from fedlearn.partition.files import write_whole
 
 from .lessons import lesson
 from .page import Cell, Lesson
-from .record import Grid, record
+from .record import Grid, quick_grid, record
 
 GRIDS = Path(__file__).with_name("grids.toml")
 Grids = Mapping[str, Mapping[str, Sequence[Grid]]]  # lesson: cell id: products of values
@@ -50,7 +51,6 @@ def recordings(stem: str, folder: Path) -> tuple[dict[str, str], str]:
         folder.mkdir(parents=True, exist_ok=True)
         for name, panel in panels(given):
             if name not in kept:
-                workers._KNOWN.clear()  # a map fills cell by cell
                 kept[name] = {"key": keys[name], **record(panel, grids.get(name))}
                 text = json.dumps(kept[name])
                 write_whole(folder / f"{stem[:2]}-{name}.json", text.encode())
@@ -58,6 +58,26 @@ def recordings(stem: str, folder: Path) -> tuple[dict[str, str], str]:
     said = [f"{v['settings']} settings, {len(v['data']) / 1e3:.0f} kB" for v in kept.values()]
     data = {name: kept[name]["data"] for name in keys}
     return data, f"{'; '.join(said)} ({time.process_time() - began:.0f} s)"
+
+
+class Short(Engine):
+    """An engine of runs that are soon over."""
+
+    def __init__(self, *args: Any, rounds: int, **others: Any):
+        super().__init__(*args, rounds=min(rounds, 3), **others)
+
+
+def quick(stem: str) -> dict[str, str]:
+    """Of each panel two settings and three rounds: enough to see that all of it works."""
+    found = {}
+    explorable.Engine = Short  # type: ignore[misc]
+    try:
+        for name, panel in panels(lesson(stem)):
+            found[name] = record(panel, quick_grid(panel.controls))["data"]
+            panel.close()
+    finally:
+        explorable.Engine = Engine  # type: ignore[misc]
+    return found
 
 
 def panels(given: Lesson) -> Iterator[tuple[str, Explorable]]:

@@ -96,7 +96,9 @@ function curveAt(t, upto, ghost) {
     xmax = Math.max(xmax, ghost.xmax);
     ylim = [Math.min(ylim[0], ghost.ylim[0]), Math.max(ylim[1], ghost.ylim[1])];
   }
-  return { ...t, lines, x: joined(xs), y: joined(ys), xmax, ylim };
+  const partly = t.lines.some((l) => !whole(l) && l.n > upto + 1);
+  const label = partly ? `${t.title}, the first ${upto} rounds` : t.label;
+  return { ...t, label, lines, x: joined(xs), y: joined(ys), xmax, ylim };
 }
 
 function ghostOf(t, name) {
