@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from lab import NOTEBOOKS, browser, chromium
 
-ROOT = NOTEBOOKS.parent
+sys.path.insert(0, str(NOTEBOOKS.parent / "tools"))
+from pages.lessons import lesson, lessons, texts
+from pages.page import Lesson, index
+from pages.page import page as page_of
+from pages.recordings import quick
+
 STEMS = sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
+ALL = [*STEMS, "glossary", "index", "notation"]
 PHONE = (390, 844)
 
 # What a reader's hand does to the first control of a panel that has another value.
 MOVE = """root => {
-  const input = [...root.querySelectorAll('.fl-row input, .fl-row select')].find((n) => !n.disabled);
+  const all = root.querySelectorAll('.fl-row :is(input, select)');
+  const input = [...all].find((n) => !n.disabled);
   const last = input.tagName === 'SELECT' ? input.options.length - 1 : +input.max;
   input.value = +input.value === last ? 0 : last;
   input.dispatchEvent(new Event('input', { bubbles: true }));
@@ -26,20 +32,33 @@ DRAWN = "root => [...root.querySelectorAll('.fl-parts svg, .fl-parts canvas')].m
 DRAWN += "n => n.tagName === 'CANVAS' ? n.toDataURL() : n.outerHTML).join()"
 
 
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stem -> its page, with two settings of each panel recorded."""
+    monkeypatch.setenv("FEDLEARN_FAST", "1")
+
+    def make(stem: str) -> Path:
+        if stem == "index":
+            text = index(lessons(), texts())
+        elif stem in STEMS:
+            text = page_of(Lesson(stem, lesson(stem).cells, quick(stem)), *neighbours(stem))
+        else:
+            text = page_of(next(x for x in texts() if x.stem == stem))
+        (tmp_path / f"{stem}.html").write_text(text, encoding="utf-8")
+        return tmp_path / f"{stem}.html"
+
+    return make
+
+
+def neighbours(stem: str) -> list[Lesson | None]:
+    i = STEMS.index(stem)
+    return [lesson(s) if s else None for s in (["", *STEMS][i], [*STEMS, ""][i + 1])]
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All pages, with two settings of each panel recorded."""
+def phone():
     if not chromium():
         pytest.skip("no Chromium, Chrome or Edge found: install one, or set CHROMIUM")
-    out = tmp_path_factory.mktemp("pages")
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tools")])
-    command = [sys.executable, "-m", "pages", "--quick", "--out", str(out)]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path}, cwd=out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def phone(folder: Path):
     with browser(PHONE) as context:
         context.set_offline(True)
         yield context
@@ -56,28 +75,37 @@ def page(phone):
     page.close()
 
 
-def visit(page, folder: Path, stem: str) -> None:
-    page.goto((folder / f"{stem}.html").as_uri())
+def visit(page, path: Path) -> None:
+    page.goto(path.as_uri())
     page.wait_for_function(
         "[...document.querySelectorAll('.fl-play')].every(n => n.dataset.ready)", timeout=10_000
     )
 
 
-@pytest.mark.parametrize("stem", [*STEMS, "glossary", "index", "notation"])
-def test_a_page_needs_nothing_but_itself_and_its_panels_move(page, folder, stem):
-    visit(page, folder, stem)
+def tagged(stem: str) -> int:
+    """How many panels a lesson has, by its tags; a text has none."""
+    if stem not in STEMS:
+        return 0
+    cells = json.loads((NOTEBOOKS / f"{stem}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return sum("panel" in c["metadata"].get("tags", ()) for c in cells)
+
+
+@pytest.mark.parametrize("stem", ALL)
+def test_a_page_needs_nothing_but_itself_and_its_panels_move(page, made, stem):
+    path = made(stem)
+    visit(page, path)
     files = [url for url in page.requests if not url.startswith("data:")]
     assert len(files) == 1, f"it asks for more than itself: {files[1:]}"
     assert page.locator("merror").count() == 0, "a formula that is none"
     assert page.locator("img:not([alt]), img[alt='']").count() == 0, "a picture without words"
     wide = page.evaluate("document.documentElement.scrollWidth")
     assert wide <= PHONE[0], f"it scrolls sideways: {wide} px"
-    text = (folder / f"{stem}.html").read_text(encoding="utf-8")
-    for to, at in re.findall(r'<a [^>]*?href="([\w]+\.html)?(?:#([^"]*))?"', text):
-        there = text if not to else (folder / to).read_text(encoding="utf-8")
-        assert not at or f'id="{at}"' in there, f"a link to nowhere: {to}#{at}"
+    text = path.read_text(encoding="utf-8")
+    for to, at in re.findall(r'<a [^>]*?href="(?!http)([^"#]*)(?:#([^"]*))?"', text):
+        assert to.removesuffix(".html") in {"", *ALL}, f"a link to no page: {to}"
+        assert to or f'id="{at}"' in text, f"a link to nowhere on this page: {at}"
     panels = page.locator(".fl-play")
-    assert panels.count() == text.count('class="fl-play"')
+    assert panels.count() == tagged(stem)
     for panel in panels.all():
         before, said = panel.evaluate(DRAWN), panel.locator(".fl-recorded").inner_text()
         panel.evaluate(MOVE)
@@ -87,13 +115,8 @@ def test_a_page_needs_nothing_but_itself_and_its_panels_move(page, folder, stem)
     assert page.problems == []
 
 
-def test_there_is_a_panel_in_every_lesson(folder):
-    for stem in STEMS:
-        assert 'class="fl-play"' in (folder / f"{stem}.html").read_text(encoding="utf-8"), stem
-
-
-def test_run_and_step_replay_the_rounds(page, folder):
-    visit(page, folder, STEMS[1])
+def test_run_and_step_replay_the_rounds(page, made):
+    visit(page, made(STEMS[1]))
     panel = page.locator(".fl-play").first
     line = panel.locator(".fl-curve path.line").first
     end, count = line.get_attribute("d"), panel.locator(".fl-count")
@@ -112,8 +135,8 @@ def test_run_and_step_replay_the_rounds(page, folder):
     assert count.inner_text() == f"round {rounds}/{rounds}"
 
 
-def test_slides_give_a_panel_one_of_its_own(page, folder):
-    visit(page, folder, STEMS[1])
+def test_slides_give_a_panel_one_of_its_own(page, made):
+    visit(page, made(STEMS[1]))
     page.keyboard.press("p")
     shown = page.locator("main > .shown")
     assert shown.first.evaluate("n => n.tagName") == "H1"
@@ -130,13 +153,14 @@ def test_slides_give_a_panel_one_of_its_own(page, folder):
     assert page.locator("header").is_visible()
 
 
-def test_dark_is_a_press_away_and_stays(page, folder):
-    visit(page, folder, STEMS[0])
+def test_dark_is_a_press_away_and_stays(page, made):
+    path = made(STEMS[1])
+    visit(page, path)
     color = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(color)
     page.get_by_role("button", name="Dark").click()
     dark = page.evaluate(color)
     assert light != dark
-    visit(page, folder, STEMS[0])
+    visit(page, path)
     assert page.evaluate(color) == dark
     page.get_by_role("button", name="Dark").click()

@@ -37,7 +37,7 @@ def make(out: Path, names: Sequence[str] = (), *, how: str = "", jobs: int = 1) 
     out.mkdir(parents=True, exist_ok=True)
     made = []
     if how == "quick":
-        os.environ["FEDLEARN_FAST"] = "1"
+        os.environ.setdefault("FEDLEARN_FAST", "1")
         for x in chosen:
             x.recordings = quick(x.stem)
     elif how != "still":

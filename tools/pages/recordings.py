@@ -83,7 +83,7 @@ def quick(stem: str) -> dict[str, str]:
 def panels(given: Lesson) -> Iterator[tuple[str, Explorable]]:
     """Run a lesson's ``setup`` and ``panel`` cells; (cell id, panel) of each panel."""
     names: dict[str, Any] = {"__name__": "__main__", "display": lambda *a, **k: None}
-    os.environ["MPLBACKEND"] = "Agg"
+    os.environ.setdefault("MPLBACKEND", "Agg")
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for c in needed(given):
             tree = ast.parse("".join(c["source"]))
