@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from lab import NOTEBOOKS, browser, chromium
-
-sys.path.insert(0, str(NOTEBOOKS.parent / "tools"))
 from pages.lessons import lesson, lessons, texts
 from pages.page import Lesson, index
 from pages.page import page as page_of

@@ -120,13 +120,14 @@ def _way(to: Lesson | None, rel: str, mark: str) -> str:
 
 def _about(lesson: Lesson) -> str:
     subject = lesson.subtitle.partition(": ")[2].split(", about")[0]
-    panels_ = sum("panel" in _tags(c) for c in lesson.cells)
+    panels_ = sum("panel" in tags(c) for c in lesson.cells)
     words = [subject, f"{lesson.minutes} minutes" if lesson.minutes else ""]
     words.append(f"{panels_} panel{'s' * (panels_ > 1)}")
     return " · ".join(filter(None, words))
 
 
-def _tags(c: Cell) -> set[str]:
+def tags(c: Cell) -> set[str]:
+    """What a cell is for."""
     return set(c["metadata"].get("tags", ()))
 
 
@@ -165,7 +166,7 @@ def _name(source: str) -> str:
 def _panel(name: str, recorded: str, picture: str) -> str:
     return (
         f'<div class="panel"><div class="fl-play" id="panel-{name}" role="group" '
-        'aria-label="Panel of recorded runs">'
+        f'aria-label="Panel {name}, recorded runs">'
         f'<script type="text/plain">{recorded}</script></div><noscript>{picture}</noscript></div>'
     )
 

@@ -50,12 +50,21 @@ class Run:
 
 
 @dataclass
+class Setting:
+    """How the controls stood: 1 is switched off, 2 out of sight; what they were called; its run."""
+
+    off: list[int]
+    names: list[str]
+    run: int
+
+
+@dataclass
 class Recording:
-    """All settings of a panel that were reached: their values, what was off, and their runs."""
+    """All settings of a panel that were reached, by the controls' values."""
 
     controls: dict[str, W.Widget]
     runs: list[Run] = field(default_factory=list)
-    seen: dict[tuple[Any, ...], tuple[list[int], int]] = field(default_factory=dict)
+    seen: dict[tuple[Any, ...], Setting] = field(default_factory=dict)
 
 
 def record(panel: Explorable, grids: Sequence[Grid] | None = None) -> dict[str, Any]:
@@ -181,17 +190,17 @@ def _move(
 
 def _reached(panel: Explorable, made: Recording) -> None:
     """Remember the setting that the controls are at, and run it unless an equal one was run."""
-    values = tuple(value_of(c) for c in made.controls.values())
+    controls = made.controls.values()
+    values = tuple(value_of(c) for c in controls)
     if values in made.seen:
         return
-    off = [2 if "fl-gone" in c._dom_classes else int(c.disabled) for c in made.controls.values()]
-    counts = [None if o else v for o, v in zip(off, values)]
-    for at, (old_off, run) in made.seen.items():  # what is off makes no difference
-        if old_off == off and [None if o else v for o, v in zip(off, at)] == counts:
-            made.seen[values] = off, run
-            return
-    made.seen[values] = off, len(made.runs)
-    made.runs.append(_run(panel))
+    off = [2 if "fl-gone" in c._dom_classes else int(c.disabled) for c in controls]
+    counts = lambda at: [None if o else v for o, v in zip(off, at)]
+    same = (s.run for at, s in made.seen.items() if s.off == off and counts(at) == counts(values))
+    run = next(same, len(made.runs))  # what is off makes no difference
+    if run == len(made.runs):
+        made.runs.append(_run(panel))
+    made.seen[values] = Setting(off, [c.description for c in controls], run)
 
 
 # -- runs -----------------------------------------------------------------------------------------
@@ -256,16 +265,18 @@ def _unheard(panel: Explorable) -> Iterator[None]:
 
 def _packed(panel: Explorable, named: Mapping[str, W.Widget], made: Recording) -> str:
     """Everything as text, without the controls that are never seen."""
-    pool, seen = Pool(), made.seen
-    shown = [i for i in range(len(made.controls)) if any(off[i] < 2 for off, _ in seen.values())]
-    names = [list(made.controls)[i] for i in shown]
-    stops = {k: _ordered(made.controls[k], [at[i] for at in seen]) for i, k in zip(shown, names)}
-    rows = [
-        [*(stops[k].index(at[i]) for i, k in zip(shown, names)), *(off[i] for i in shown), run]
-        for at, (off, run) in seen.items()
-    ]
+    pool, seen, order = Pool(), made.seen, list(made.controls)
+    shown = [i for i in range(len(order)) if any(s.off[i] < 2 for s in seen.values())]
+    stops = {order[i]: _ordered(made.controls[order[i]], [at[i] for at in seen]) for i in shown}
+    names = {order[i]: list(dict.fromkeys(s.names[i] for s in seen.values())) for i in shown}
+    rows: list[int] = []
+    for at, s in seen.items():
+        rows += [stops[order[i]].index(at[i]) for i in shown]
+        rows += [s.off[i] for i in shown]
+        rows += [names[order[i]].index(s.names[i]) for i in shown]
+        rows.append(s.run)
     controls = [
-        _control(c, stops[k]) if k in stops else {"heading": c.value}
+        {**_control(c, stops[k]), "names": names[k]} if k in stops else {"heading": c.value}
         for k, c in named.items()
         if k in stops or (k not in made.controls and isinstance(getattr(c, "value", 0), str))
     ]
@@ -273,7 +284,7 @@ def _packed(panel: Explorable, named: Mapping[str, W.Widget], made: Recording) -
         "rounds": panel.engine._rounds,
         "unit": panel.readout.unit if panel.readout else "",
         "controls": controls,
-        "settings": pool.ints([n for row in rows for n in row]),
+        "settings": pool.ints(rows),
         "at": [run.at for run in made.runs],
         "codes": [run.code for run in made.runs] if made.runs[0].code else [],
         "predict": panel._predict,
@@ -295,7 +306,7 @@ def _control(c: W.Widget, stops: Sequence[Any]) -> dict[str, Any]:
     labels = c.options if hasattr(c, "options") else [(words(v), v) for v in stops]
     said = [next(label for label, value in labels if value == v) for v in stops]
     tip = c.tooltip if c.tooltip != c.description else ""
-    return {"label": c.description, "tip": tip, "menu": isinstance(c, W.Dropdown), "stops": said}
+    return {"tip": tip, "menu": isinstance(c, W.Dropdown), "stops": said}
 
 
 def _columns(runs: Sequence[Run], i: int, pool: Pool) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from fedlearn.panels.explorable import Explorable
 from fedlearn.partition.files import write_whole
 
 from .lessons import lesson
-from .page import Cell, Lesson
+from .page import Cell, Lesson, tags
 from .record import Grid, quick_grid, record
 
 GRIDS = Path(__file__).with_name("grids.toml")
@@ -38,7 +38,7 @@ def recordings(stem: str, folder: Path) -> tuple[dict[str, str], str]:
     """
     given, kept = lesson(stem), {}
     grids = tomllib.loads(GRIDS.read_text(encoding="utf-8")).get(stem[:2], {})
-    keys = {c["id"]: _key(given, c["id"], grids) for c in needed(given) if "panel" in _tags(c)}
+    keys = {c["id"]: _key(given, c["id"], grids) for c in needed(given) if "panel" in tags(c)}
     if unknown := sorted(set(grids) - set(keys)):
         raise ValueError(f"grids.toml: lesson {stem[:2]} has no panel {unknown[0]}")
     for name, key in keys.items():
@@ -87,7 +87,7 @@ def panels(given: Lesson) -> Iterator[tuple[str, Explorable]]:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for c in needed(given):
             tree = ast.parse("".join(c["source"]))
-            last = tree.body.pop() if "panel" in _tags(c) else None
+            last = tree.body.pop() if "panel" in tags(c) else None
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(tree, c["id"], "exec"), names)
                 if last is None:
@@ -99,11 +99,7 @@ def panels(given: Lesson) -> Iterator[tuple[str, Explorable]]:
 
 def needed(given: Lesson) -> list[Cell]:
     """The cells that a lesson's panels need, and the panels: a test holds the lessons to it."""
-    return [c for c in given.cells if c["cell_type"] == "code" and {"setup", "panel"} & _tags(c)]
-
-
-def _tags(c: Cell) -> set[str]:
-    return set(c["metadata"].get("tags", ()))
+    return [c for c in given.cells if c["cell_type"] == "code" and {"setup", "panel"} & tags(c)]
 
 
 def _key(given: Lesson, name: str, grids: Mapping[str, Any]) -> str:

@@ -126,9 +126,11 @@ function nearest(h, settings, now, i, to) {
 }
 
 function settingsOf(h, pool) {
-  const flat = pool.ints(h.settings), K = h.knobs.length, width = 2 * K + 1, out = [];
-  for (let i = 0; i < flat.length; i += width)
-    out.push({ stops: flat.slice(i, i + K), off: flat.slice(i + K, i + 2 * K), run: flat[i + 2 * K] });
+  const flat = pool.ints(h.settings), K = h.knobs.length, out = [];
+  for (let i = 0; i < flat.length; i += 3 * K + 1) {
+    const [stops, off, called] = [0, 1, 2].map((s) => flat.slice(i + s * K, i + (s + 1) * K));
+    out.push({ stops, off, names: called.map((n, j) => h.knobs[j].names[n]), run: flat[i + 3 * K] });
+  }
   return out;
 }
 
@@ -145,12 +147,12 @@ function press(name, tip, f, parent) {
 function knob(c, id, moved, parent) {
   const row = html("label", "fl-control fl-row", parent);
   row.title = c.tip;
-  html("span", "widget-label", row, c.label);
+  const label = html("span", "widget-label", row);
   const input = html(c.menu ? "select" : "input", "", row);
   input.addEventListener("input", () => moved(+input.value));
   if (c.menu) {
     c.stops.forEach((s, j) => { html("option", "", input, s).value = j; });
-    return { c, row, input, said: null };
+    return { c, row, label, input, said: null };
   }
   const said = html("span", "fl-said", row), list = html("datalist", "", row);
   row.classList.toggle("fl-long", c.stops.some((s) => s.length > 8));
@@ -158,7 +160,7 @@ function knob(c, id, moved, parent) {
   list.id = id;
   c.stops.forEach((_, j) => { html("option", "", list).value = j; });
   input.setAttribute("list", id);
-  return { c, row, input, said };
+  return { c, row, label, input, said };
 }
 
 async function play(root) {
@@ -194,11 +196,12 @@ async function play(root) {
   if (h.codes.length) press("Code", "The Python that makes this run", () => { showing = !showing; show(round); }, foot);
   status.el = html("div", "", grid);
 
+  const said = (s, j) => `${s.names[j]} ${h.knobs[j].stops[s.stops[j]]}`; // Clients 10
   function moved(i, to) {
     const best = nearest(h, settings, now, i, to);
     if (!best) return;
     const differ = h.knobs.map((_, j) => j).filter((j) => best.stops[j] !== now.stops[j]);
-    const name = differ.length === 1 ? ` (${h.knobs[differ[0]].label} ${h.knobs[differ[0]].stops[now.stops[differ[0]]]})` : "";
+    const name = differ.length === 1 ? ` (${said(now, differ[0])})` : "";
     if (best.run !== now.run)
       ghosts = views.map((v) => (v && v.get.xmax ? ghostOf(traits(v, done[now.run]), `last run${name}`) : null));
     const partly = timer || round < done[now.run];
@@ -231,15 +234,16 @@ async function play(root) {
       const below = knobs.slice(from, heads[i + 1]?.from).some((_, j) => now.off[from + j] < 2);
       node.classList.toggle("fl-gone", !below);
     });
-    const named = h.knobs.map((c, i) => (now.off[i] ? "" : `${c.label} ${c.stops[now.stops[i]]}`)).filter(Boolean);
-    const also = jumped.length ? ` Not recorded with what you had: ${jumped.map((j) => h.knobs[j].label).join(", ")} moved to the nearest that is.` : "";
+    const named = h.knobs.map((_, i) => (now.off[i] ? "" : said(now, i))).filter(Boolean);
+    const also = jumped.length ? ` This isn't recorded with all that you had set; the nearest that is has another ${jumped.map((j) => now.names[j]).join(", ")}.` : "";
     const text = `Recorded run${named.length ? ": " : ""}${named.join(", ")}.${also}`;
     if (which.textContent !== text) which.textContent = text;
     Object.assign(root.dataset, { round: r, run: now.run });
   }
 
-  function showKnob({ c, row, input, said }, i) {
+  function showKnob({ c, row, label, input, said }, i) {
     const text = c.stops[now.stops[i]];
+    label.textContent = now.names[i];
     input.value = now.stops[i];
     input.disabled = now.off[i] > 0 || alone[i];
     row.classList.toggle("fl-gone", now.off[i] === 2);
