@@ -596,7 +596,7 @@ def pdf(names: list, out: str | None, slides: bool, *cpu: str) -> int:
     """Write the pages, and print each with this machine's browser."""
     browser = find_browser()
     if browser is None:
-        stop(GET_A_BROWSER.format(""))
+        stop(GET_A_BROWSER.format("").replace("The browser tests need", "Printing needs"))
     prepare("lab", "pages", *cpu)
     words = [*names, "--pdf", browser, *(["--slides"] if slides else [])]
     return run_tool("pages", *words, *(["--out", os.path.abspath(out)] if out else []))

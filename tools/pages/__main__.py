@@ -4,6 +4,7 @@
     python -m pages 07 12 --out site    # these two
     python -m pages --still             # no recordings: panels as pictures, in seconds
     python -m pages --quick             # two settings a panel, as a test of all of it
+    python -m pages --pdf chromium      # and printed by this browser; --slides: a slide a page
 
 A page is made of the outputs that its notebook has stored. For its panels the cells tagged
 ``setup`` and ``panel`` are run once, and what the panels show at the settings of ``grids.toml`` is
@@ -21,10 +22,13 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from joblib import cpu_count
+
 from fedlearn.partition.files import write_whole
 
 from .lessons import ROOT, lessons, texts
 from .page import Lesson, index, page
+from .pdf import printed
 from .recordings import quick, recordings
 
 
@@ -77,11 +81,16 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "pages", help="the folder")
     for how, text in (("still", "panels as pictures"), ("quick", "two settings a panel")):
         parser.add_argument(f"--{how}", action="store_const", dest="how", const=how, help=text)
-    parser.add_argument("--jobs", type=int, default=1, help="lessons recorded at a time")
+    cores = min(int(cpu_count()), 4)
+    parser.add_argument("--jobs", type=int, default=cores, help="lessons recorded at a time")
+    parser.add_argument("--pdf", metavar="BROWSER", help="print them, too, with this program")
+    parser.add_argument("--slides", action="store_true", help="printed as slides")
     given = parser.parse_args(words)
     began = time.monotonic()
     try:
         made = make(given.out, given.names, how=given.how or "", jobs=given.jobs)
+        for path in made if given.pdf else ():
+            print(printed(given.pdf, path, given.slides), flush=True)
     except ValueError as e:
         print(e, file=sys.stderr)
         return 2

@@ -244,6 +244,7 @@ async function play(root) {
   function showKnob({ c, row, label, input, said }, i) {
     const text = c.stops[now.stops[i]];
     label.textContent = now.names[i];
+    put(input, { "aria-label": now.names[i] });
     input.value = now.stops[i];
     input.disabled = now.off[i] > 0 || alone[i];
     row.classList.toggle("fl-gone", now.off[i] === 2);

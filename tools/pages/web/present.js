@@ -17,8 +17,9 @@
       if (isHead(node)) title = node;
       const begun = !last.length || !last.every(isHead); // more than headings stands on it
       if (begun && (isHead(node) || isPanel(node) || high + tall > room || last.some(isPanel))) {
-        slides.push(isHead(node) || isPanel(node) || !title ? [] : [title]);
-        high = slides.at(-1).length ? title.offsetHeight + 16 : 0;
+        const again = isHead(node) || isPanel(node) || !title ? [] : [title]; // its title once more
+        slides.push(again);
+        high = again.length ? title.offsetHeight + 16 : 0;
       }
       slides.at(-1).push(node);
       high += tall;
@@ -48,6 +49,23 @@
     const follows = (n) => here && (n === here || here.compareDocumentPosition(n) & Node.DOCUMENT_POSITION_FOLLOWING);
     show(Math.max(slides.findIndex((s) => s.some(follows)), 0));
   }
+
+  // All slides one below the other, each on a sheet of its own: what `run.py pdf --slides` prints.
+  function sheets() {
+    const style = document.createElement("style");
+    style.textContent = `@page { size: ${innerWidth}px ${innerHeight}px; margin: 30px; }`;
+    document.head.append(style);
+    root.classList.add("present", "measure");
+    cut();
+    const seen = new Set(); // a title that a slide repeats stays where it was
+    for (const slide of slides) {
+      const first = slide.find((n) => !seen.has(n));
+      first.classList.toggle("opens", seen.size > 0);
+      slide.forEach((n) => seen.add(n));
+    }
+    for (const node of main.children) node.classList.toggle("unshown", !seen.has(node));
+  }
+  if (location.hash === "#slides") addEventListener("load", sheets);
 
   button.addEventListener("click", () => present(!on()));
   addEventListener("keydown", (e) => {
