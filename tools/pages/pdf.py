@@ -7,6 +7,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from fedlearn.partition.files import write_whole
+
 SIZE = {"": (950, 1340), "slides": (1280, 720)}  # of the window: what the paper shows, see page.css
 PATIENCE_S = 120
 
@@ -34,7 +36,5 @@ def printed(browser: str, page: Path, slides: bool = False) -> Path:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
         if not made.is_file():
             raise ValueError(f"pdf: {browser} printed nothing of {page.name}: {ran.stderr[-500:]}")
-        beside = path.with_suffix(".tmp")
-        beside.write_bytes(made.read_bytes())
-        os.replace(beside, path)
+        write_whole(path, made.read_bytes())
     return path

@@ -282,6 +282,7 @@ def _packed(panel: Explorable, named: Mapping[str, W.Widget], made: Recording) -
     ]
     header = {
         "rounds": panel.engine._rounds,
+        "pace": panel.engine._pace,
         "unit": panel.readout.unit if panel.readout else "",
         "controls": controls,
         "settings": pool.ints(rows),

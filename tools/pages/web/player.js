@@ -261,7 +261,7 @@ async function play(root) {
   function toggle() {
     if (timer) { stop(); return show(round); }
     if (round >= done[now.run]) round = -1;
-    const pace = Math.max(2000 / h.rounds, 16);
+    const pace = 1000 * (h.pace || 2 / h.rounds); // a map has none: it comes as it is computed
     const next = () => {
       timer = round + 1 < done[now.run] ? setTimeout(next, pace) : 0;
       show(round + 1);
