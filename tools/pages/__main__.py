@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -63,10 +63,15 @@ def record(chosen: Sequence[Lesson], folder: Path, jobs: int) -> None:
     """
     os.environ.pop("FEDLEARN_FAST", None)  # it makes other, shorter panels
     with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
-        waiting = [(x, pool.submit(recordings, x.stem, folder)) for x in chosen]
-        for x, future in waiting:
-            x.recordings, said = future.result()
-            print(f"{x.stem}: {said}", flush=True)
+        waiting = {pool.submit(recordings, x.stem, folder): x for x in chosen}
+        try:
+            for future in as_completed(waiting):
+                x = waiting[future]
+                x.recordings, said = future.result()
+                print(f"{x.stem}: {said}", flush=True)
+        except BaseException:  # the others need not begin
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _write(path: Path, text: str) -> Path:

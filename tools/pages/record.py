@@ -85,7 +85,11 @@ def record(panel: Explorable, grids: Sequence[Grid] | None = None) -> dict[str, 
     """
     named = {k: c for k, c in panel.controls.items() if not _alias(panel, k)}
     made = Recording({k: c for k, c in named.items() if has_value(c)})
-    chosen = default_grids(made.controls) if grids is None else [_checked(g, made) for g in grids]
+    chosen = (
+        default_grids(made.controls)
+        if grids is None
+        else [checked(g, made.controls) for g in grids]
+    )
     engine = panel.engine
     with _unheard(panel):
         start = {k: (c.value, getattr(c, "max", None)) for k, c in made.controls.items()}
@@ -131,12 +135,12 @@ def _products(grid: Grid) -> Iterator[dict[str, Any]]:
         yield dict(zip(grid, values))
 
 
-def _checked(grid: Grid, made: Recording) -> Grid:
+def checked(grid: Grid, controls: Mapping[str, W.Widget]) -> Grid:
     """A declared grid, its values as the controls have them: an option may stand by its label."""
-    known = ", ".join(made.controls)
-    if unknown := sorted(set(grid) - set(made.controls)):
+    if unknown := sorted(set(grid) - set(controls)):
+        known = ", ".join(controls)
         raise ValueError(f"record: a grid has {unknown[0]!r}; the panel's controls are {known}")
-    return {k: [_value(k, made.controls[k], v) for v in values] for k, values in grid.items()}
+    return {k: [_value(k, controls[k], v) for v in values] for k, values in grid.items()}
 
 
 def _value(name: str, c: W.Widget, v: Any) -> Any:
@@ -150,7 +154,7 @@ def _value(name: str, c: W.Widget, v: Any) -> Any:
         at = min(c.max, c.min + round((at - c.min) / c.step) * c.step)
         return float(f"{c.base**at:.3g}") if log else type(c.value)(float(f"{at:.12g}"))
     for label, value in c.options:
-        if v == label or (type(v) is type(value) and v == value):
+        if v == label or (isinstance(v, bool) == isinstance(value, bool) and v == value):
             return value
     have = ", ".join(label for label, _ in c.options)
     raise ValueError(f"record: {name} can't be {v!r}; there are {have}")

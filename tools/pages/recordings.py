@@ -24,7 +24,7 @@ from fedlearn.partition.files import write_whole
 
 from .lessons import lesson
 from .page import Cell, Lesson, tags
-from .record import Grid, quick_grid, record
+from .record import Grid, checked, quick_grid, record
 
 GRIDS = Path(__file__).with_name("grids.toml")
 Grids = Mapping[str, Mapping[str, Sequence[Grid]]]  # lesson: cell id: products of values
@@ -37,7 +37,7 @@ def recordings(stem: str, folder: Path) -> tuple[dict[str, str], str]:
     panel's grid, the recorder or the package have changed.
     """
     given, kept = lesson(stem), {}
-    grids = tomllib.loads(GRIDS.read_text(encoding="utf-8")).get(stem[:2], {})
+    grids = declared(stem)
     keys = {c["id"]: _key(given, c["id"], grids) for c in needed(given) if "panel" in tags(c)}
     if unknown := sorted(set(grids) - set(keys)):
         raise ValueError(f"grids.toml: lesson {stem[:2]} has no panel {unknown[0]}")
@@ -60,6 +60,12 @@ def recordings(stem: str, folder: Path) -> tuple[dict[str, str], str]:
     return data, f"{'; '.join(said)} ({time.process_time() - began:.0f} s)"
 
 
+def declared(stem: str) -> Mapping[str, Sequence[Grid]]:
+    """The grids of a lesson's panels, by cell id."""
+    grids: Grids = tomllib.loads(GRIDS.read_text(encoding="utf-8"))
+    return grids.get(stem[:2], {})
+
+
 class Short(Engine):
     """An engine of runs that are soon over."""
 
@@ -68,11 +74,16 @@ class Short(Engine):
 
 
 def quick(stem: str) -> dict[str, str]:
-    """Of each panel two settings and three rounds: enough to see that all of it works."""
-    found = {}
+    """Of each panel two settings and three rounds: enough to see that all of it works.
+
+    Of its declared grids the names are looked at; lessons have fewer values with FEDLEARN_FAST.
+    """
+    found, grids = {}, declared(stem)
     explorable.Engine = Short  # type: ignore[misc]
     try:
         for name, panel in panels(lesson(stem)):
+            for grid in grids.get(name, ()):
+                checked(dict.fromkeys(grid, ()), panel.controls)
             found[name] = record(panel, quick_grid(panel.controls))["data"]
             panel.close()
     finally:

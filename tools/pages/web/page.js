@@ -12,6 +12,9 @@
     try { localStorage.theme = theme; } catch { /* then it is forgotten */ }
     set(theme);
   });
+  let kept = "light"; // paper is
+  addEventListener("beforeprint", () => { kept = root.dataset.theme; set("light"); });
+  addEventListener("afterprint", () => set(kept));
 
   const contents = document.querySelector(".toc details");
   if (!contents.querySelector("li")) contents.hidden = document.querySelector("#slides").hidden = true;
