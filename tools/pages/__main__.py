@@ -29,7 +29,7 @@ from fedlearn.partition.files import write_whole
 from .lessons import ROOT, lessons, texts
 from .page import Lesson, index, page
 from .pdf import printed
-from .recordings import quick, recordings
+from .recordings import kept, quick, recordings
 
 
 def make(out: Path, names: Sequence[str] = (), *, how: str = "", jobs: int = 1) -> list[Path]:
@@ -62,8 +62,14 @@ def record(chosen: Sequence[Lesson], folder: Path, jobs: int) -> None:
     Each lesson is run in a process of its own, as a notebook has a kernel of its own.
     """
     os.environ.pop("FEDLEARN_FAST", None)  # it makes other, shorter panels
+    waits = [x for x in chosen if None in kept(x.stem, folder).values()]
+    for x in chosen:
+        if x not in waits:
+            x.recordings, _ = recordings(x.stem, folder)
+    if waits:
+        print(f"Recording the panels of {len(waits)} lessons: some minutes.", flush=True)
     with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(recordings, x.stem, folder): x for x in chosen}
+        waiting = {pool.submit(recordings, x.stem, folder): x for x in waits}
         try:
             for future in as_completed(waiting):
                 x = waiting[future]

@@ -31,33 +31,44 @@ Grids = Mapping[str, Mapping[str, Sequence[Grid]]]  # lesson: cell id: products 
 
 
 def recordings(stem: str, folder: Path) -> tuple[dict[str, str], str]:
-    """What is recorded of a lesson's panels, by cell id, and in words how it came.
+    """What is recorded of a lesson's panels, by cell id, and in words how much it is.
 
     Kept in ``folder``, a file a panel; each is made anew when the cells that the panels need, the
     panel's grid, the recorder or the package have changed.
     """
-    given, kept = lesson(stem), {}
-    grids = declared(stem)
-    keys = {c["id"]: _key(given, c["id"], grids) for c in needed(given) if "panel" in tags(c)}
-    if unknown := sorted(set(grids) - set(keys)):
-        raise ValueError(f"grids.toml: lesson {stem[:2]} has no panel {unknown[0]}")
-    for name, key in keys.items():
-        with contextlib.suppress(OSError, ValueError, KeyError):  # none, or half of one
-            found = json.loads((folder / f"{stem[:2]}-{name}.json").read_text(encoding="utf-8"))
-            if found["key"] == key:
-                kept[name] = found
+    given, grids, found = lesson(stem), declared(stem), kept(stem, folder)
     began = time.process_time()
-    if len(kept) < len(keys):
+    if None in found.values():
         folder.mkdir(parents=True, exist_ok=True)
         for name, panel in panels(given):
-            if name not in kept:
-                kept[name] = {"key": keys[name], **record(panel, grids.get(name))}
-                text = json.dumps(kept[name])
-                write_whole(folder / f"{stem[:2]}-{name}.json", text.encode())
+            if found[name] is None:
+                key = _key(given, name, grids)
+                found[name] = made = {"key": key, **record(panel, grids.get(name))}
+                write_whole(_file(folder, stem, name), json.dumps(made).encode())
             panel.close()
-    said = [f"{v['settings']} settings, {len(v['data']) / 1e3:.0f} kB" for v in kept.values()]
-    data = {name: kept[name]["data"] for name in keys}
+    whole = {name: v for name, v in found.items() if v}
+    said = [f"{v['settings']} settings, {len(v['data']) / 1e3:.0f} kB" for v in whole.values()]
+    data = {name: v["data"] for name, v in whole.items()}
     return data, f"{'; '.join(said)} ({time.process_time() - began:.0f} s)"
+
+
+def kept(stem: str, folder: Path) -> dict[str, dict[str, Any] | None]:
+    """The recordings of a lesson that are still what they would be; None in place of the others."""
+    given, grids = lesson(stem), declared(stem)
+    names = [c["id"] for c in needed(given) if "panel" in tags(c)]
+    if unknown := sorted(set(grids) - set(names)):
+        raise ValueError(f"grids.toml: lesson {stem[:2]} has no panel {unknown[0]}")
+    found: dict[str, dict[str, Any] | None] = dict.fromkeys(names)
+    for name in names:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # none, or half of one
+            old = json.loads(_file(folder, stem, name).read_text(encoding="utf-8"))
+            if old["key"] == _key(given, name, grids):
+                found[name] = old
+    return found
+
+
+def _file(folder: Path, stem: str, name: str) -> Path:
+    return folder / f"{stem[:2]}-{name}.json"
 
 
 def declared(stem: str) -> Mapping[str, Sequence[Grid]]:
