@@ -109,16 +109,18 @@ function ghostOf(t, name) {
 
 // --- which run -------------------------------------------------------------------------------------
 
-// Of the recorded settings in which control i stands at `to`, the one nearest to where we are.
-function nearest(h, settings, now, i, to) {
+// Of the recorded settings in which control i stands where it was put, the one nearest to what was
+// wanted. What was touched last counts most; what makes no difference in a setting hardly counts.
+function nearest(h, settings, wanted, touched, i) {
+  const weight = h.knobs.map((_, j) => { const age = touched.indexOf(j); return age < 0 ? 1 : 1 + 4 * 0.6 ** age; });
   let best = null, least = Infinity;
   for (const s of settings) {
-    if (s.stops[i] !== to) continue;
+    if (s.stops[i] !== wanted[i]) continue;
     let far = 0;
     h.knobs.forEach((c, j) => {
-      if (j === i || s.stops[j] === now.stops[j]) return;
-      const apart = c.menu ? 1 : 0.5 + Math.abs(s.stops[j] - now.stops[j]) / c.stops.length;
-      far += apart * (now.off[j] && s.off[j] ? 0.1 : 1);
+      if (s.stops[j] === wanted[j]) return;
+      const apart = c.menu ? 1 : 0.5 + Math.abs(s.stops[j] - wanted[j]) / c.stops.length;
+      far += apart * weight[j] * (s.off[j] ? 0.1 : 1);
     });
     if (far < least) { least = far; best = s; }
   }
@@ -170,7 +172,8 @@ async function play(root) {
   const views = h.views.map((v) => v && { ...v, get: columns(v.traits, pool), model: new Model() });
   const [readout, status] = views.slice(-2);
   const alone = h.knobs.map((_, i) => new Set(settings.map((s) => s.stops[i])).size < 2);
-  let now = settings[0], round = done[now.run], gen = 0, ghosts = [], jumped = [], timer = 0, showing = false;
+  let now = settings[0], round = done[now.run], gen = 0, ghosts = [], timer = 0, showing = false;
+  let wanted = [...now.stops], touched = [], jumped = []; // where the hand put each control, the latest first
 
   root.classList.add("fl-root");
   const grid = html("div", "fl-grid" + (h.knobs.length ? "" : " fl-bare"), root);
@@ -198,14 +201,16 @@ async function play(root) {
 
   const said = (s, j) => `${s.names[j]} ${h.knobs[j].stops[s.stops[j]]}`; // Clients 10
   function moved(i, to) {
-    const best = nearest(h, settings, now, i, to);
+    wanted[i] = to;
+    touched = [i, ...touched.filter((j) => j !== i)];
+    const best = nearest(h, settings, wanted, touched, i);
     if (!best) return;
     const differ = h.knobs.map((_, j) => j).filter((j) => best.stops[j] !== now.stops[j]);
     const name = differ.length === 1 ? ` (${said(now, differ[0])})` : "";
     if (best.run !== now.run)
       ghosts = views.map((v) => (v && v.get.xmax ? ghostOf(traits(v, done[now.run]), `last run${name}`) : null));
     const partly = timer || round < done[now.run];
-    jumped = differ.filter((j) => j !== i && !best.off[j]);
+    jumped = h.knobs.map((_, j) => j).filter((j) => best.stops[j] !== wanted[j] && !best.off[j]);
     now = best;
     gen++;
     show(partly ? Math.min(round, done[now.run]) : done[now.run]);
@@ -235,7 +240,7 @@ async function play(root) {
       node.classList.toggle("fl-gone", !below);
     });
     const named = h.knobs.map((_, i) => (now.off[i] ? "" : said(now, i))).filter(Boolean);
-    const also = jumped.length ? ` This isn't recorded with all that you had set; the nearest that is has another ${jumped.map((j) => now.names[j]).join(", ")}.` : "";
+    const also = jumped.length ? ` ${jumped.map((j) => `${now.names[j]} ${h.knobs[j].stops[wanted[j]]}`).join(", ")}: not recorded together with this, so the nearest run is shown.` : "";
     const text = `Recorded run${named.length ? ": " : ""}${named.join(", ")}.${also}`;
     if (which.textContent !== text) which.textContent = text;
     Object.assign(root.dataset, { round: r, run: now.run });
