@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedlearn.partition.files import write_whole
 
-SIZE = {"": (950, 1340), "slides": (1280, 720)}  # of the window: what the paper shows, see page.css
+SIZE = {"": (950, 1340), "slides": (1280, 860)}  # of the window: what the paper shows, see page.css
 PATIENCE_S = 120
 
 
