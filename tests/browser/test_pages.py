@@ -11,7 +11,10 @@ from lab import NOTEBOOKS, browser, chromium
 from pages.lessons import lesson, lessons, texts
 from pages.page import Lesson, index
 from pages.page import page as page_of
+from pages.record import record
 from pages.recordings import quick
+
+from fedlearn.panels import Bars, Explorable, controls
 
 STEMS = sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
 ALL = [*STEMS, "glossary", "index", "notation"]
@@ -130,6 +133,30 @@ def test_run_and_step_replay_the_rounds(page, made):
         "end => document.querySelector('.fl-curve path.line').getAttribute('d') === end", arg=end
     )
     assert count.inner_text() == f"round {rounds}/{rounds}"
+
+
+def test_the_nearest_recorded_run_is_shown_and_named(page, tmp_path):
+    """Recorded are a = 0, 1, 2 at b = 0, and b = 0, 1, 2 at a = 0; asked for is a = 1 at b = 2."""
+    knobs = {k: controls.slider(k.upper(), 0, 0, 2) for k in "ab"}
+    panel = Explorable(knobs, lambda a, b: [{"bars": [a, b, 5]}], [Bars(title="both")])
+    data = record(panel, [{"a": [0, 1, 2]}, {"b": [0, 1, 2]}])["data"]
+    panel.close()
+    text = {"cell_type": "markdown", "metadata": {}, "source": "# Both"}
+    cell = {"cell_type": "code", "id": "x", "metadata": {}, "source": "both", "outputs": []}
+    path = tmp_path / "both.html"
+    path.write_text(page_of(Lesson("99_both", [text, cell], {"x": data})), encoding="utf-8")
+    visit(page, path)
+    said, picture = page.locator(".fl-recorded"), page.locator(".fl-bars svg")
+    a, b = page.get_by_label("A", exact=True), page.get_by_label("B", exact=True)
+    b.fill("2")
+    assert said.inner_text() == "Recorded run: A 0, B 2."
+    a.fill("1")
+    assert said.inner_text() == (
+        "Recorded run: A 1, B 0. B 2: not recorded together with this, so the nearest run is shown."
+    )
+    assert "mean 2, lowest client 1 with 0" in picture.get_attribute("aria-label")
+    a.fill("0")
+    assert said.inner_text() == "Recorded run: A 0, B 2.", "what the hand had set comes back"
 
 
 def test_slides_give_a_panel_one_of_its_own(page, made):
