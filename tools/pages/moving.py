@@ -20,7 +20,7 @@ from .lessons import NOTEBOOKS
 
 PICTURE = NOTEBOOKS / "figures" / "playground.gif"
 SLOW, FAST = 1400, 450  # milliseconds at the ends of the slider, and between
-COLORS = 48
+COLORS = 128
 MOST = 1_000_000  # bytes
 MOVE = """(root, to) => {
   const input = root.querySelector('.fl-row input[aria-label="Skew α"]');
@@ -52,7 +52,8 @@ def shots(page_file: Path, browser: str) -> list[Image.Image]:
 
 def moving(frames: list[Image.Image]) -> bytes:
     """The frames as one GIF that goes on for ever."""
-    palette = frames[0].convert("RGB").quantize(COLORS)
+    rare = Image.Quantize.MAXCOVERAGE  # one vermilion dot is a colour, too
+    palette = frames[0].convert("RGB").quantize(COLORS, method=rare)
     flat = [f.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     turn = (len(frames) - 1) // 2
     waits = [SLOW if i in (0, turn + 1) else FAST for i in range(len(flat))]
