@@ -1,4 +1,4 @@
-"""fedlearn in two commands, and four more for those who teach.
+"""fedlearn in two commands, and three more for those who teach.
 
 python run.py lab     opens JupyterLab on the lessons
 python run.py test    runs every check; `python run.py test unit browser` only these;
@@ -12,7 +12,7 @@ python run.py pdf     prints these pages with the machine's own Chromium, Chrome
 python run.py export student
                       writes the notebooks without solutions and without the checks' answers
 
-Each makes `.venv` beside this file and install into it, the first time and whenever the pins
+Each makes `.venv` beside this file and installs into it, the first time and whenever the pins
 changed; after that it needs no network. With `--cpu` PyTorch comes without its GPU libraries, a
 tenth of the download on Linux. Standard library only. Python 3.6 must be able to parse this file,
 so that an old Python prints the words below and no SyntaxError.

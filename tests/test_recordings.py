@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import doctest
 import gzip
 import json
 import tomllib
@@ -92,6 +93,7 @@ def test_what_is_recorded_is_what_the_engine_computes(panel):
     assert len(read.header["at"][0]) == record.FRAMES
 
 
+@pytest.mark.slow
 def test_lesson_1_on_its_page_is_lesson_1_in_the_notebook(monkeypatch):
     monkeypatch.setenv("FEDLEARN_FAST", "1")
     [(name, live)] = recordings.panels(lesson(STEMS[1]))
@@ -194,6 +196,7 @@ def test_a_text_becomes_what_it_says():
 
 
 def test_a_student_gets_no_solution_and_no_answer():
+    assert doctest.testmod(student).failed == 0
     for stem in STEMS:
         whole = json.loads((ROOT / "notebooks" / f"{stem}.ipynb").read_text(encoding="utf-8"))
         made = student.exported(whole)

@@ -16,6 +16,7 @@ from pages.recordings import quick
 
 from fedlearn.panels import Bars, Explorable, controls
 
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 STEMS = sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
 ALL = [*STEMS, "glossary", "index", "notation"]
 PHONE = (390, 844)
