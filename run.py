@@ -1,12 +1,19 @@
-"""fedlearn in two commands.
+"""fedlearn in two commands, and three more for those who teach.
 
 python run.py lab     opens JupyterLab on the lessons
 python run.py test    runs every check; `python run.py test unit browser` only these;
                       `python run.py test --fast` what is done in two minutes: lint, types and
                       the quick unit tests
 
-Both make `.venv` beside this file and install into it, the first time and whenever the pins
-changed; after that they need no network. With `--cpu` PyTorch comes without its GPU libraries, a
+python run.py pages   writes each lesson as one HTML file that needs no Python; its panels move;
+                      `python run.py pages 07` only this one
+python run.py pdf     prints these pages with the machine's own Chromium, Chrome or Edge;
+                      `--slides`: as slides
+python run.py export student
+                      writes the notebooks without solutions and without the checks' answers
+
+Each makes `.venv` beside this file and installs into it, the first time and whenever the pins
+changed; after that it needs no network. With `--cpu` PyTorch comes without its GPU libraries, a
 tenth of the download on Linux. Standard library only. Python 3.6 must be able to parse this file,
 so that an old Python prints the words below and no SyntaxError.
 """
@@ -50,6 +57,7 @@ CPU_ROOM = 3  # without them, by uv
 PROMISED = {  # by extra: what must be there after an install
     "lab": ["fedlearn.panels", "jupyterlab", "ipykernel", "dp_accounting", "cryptography"],
     "test": ["pytest", "xdist", "hypothesis", "nbclient", "playwright"],
+    "pages": ["math_core"],
 }
 # Of PIP_* and UV_* an install keeps where packages come from and how they are fetched. The others
 # decide what is installed and where to (PIP_USER, PIP_PREFIX, PIP_NO_DEPS, UV_REQUIRE_HASHES ...).
@@ -580,6 +588,38 @@ def find_browser() -> str | None:
     return next(filter(None, map(shutil.which, (*BROWSERS, *places))), None)
 
 
+# --- pages -------------------------------------------------------------------------------------
+
+
+def pages(names: list, out: str | None, *cpu: str, still: bool = False) -> int:
+    """Write the lessons as HTML files that need no Python, see tools/pages."""
+    prepare("lab", "pages", *cpu)
+    words = ["--still"] if still else []
+    return run_tool("pages", *names, *words, *(["--out", os.path.abspath(out)] if out else []))
+
+
+def pdf(names: list, out: str | None, slides: bool, *cpu: str) -> int:
+    """Write the pages, and print each with this machine's browser."""
+    browser = find_browser()
+    if browser is None:
+        stop(GET_A_BROWSER.format("").replace("The browser tests need", "Printing needs"))
+    prepare("lab", "pages", *cpu)
+    words = [*names, "--pdf", browser, *(["--slides"] if slides else [])]
+    return run_tool("pages", *words, *(["--out", os.path.abspath(out)] if out else []))
+
+
+def export(out: str | None, *cpu: str) -> int:
+    """Write the notebooks without solutions and without the checks' answers."""
+    prepare("lab", *cpu)
+    return run_tool("pages.student", *(["--out", os.path.abspath(out)] if out else []))
+
+
+def run_tool(name: str, *words: str) -> int:
+    """Run a module of tools/."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tools")])
+    return call([str(PYTHON), "-m", name, *words], PYTHONPATH=path)
+
+
 # --- the command line --------------------------------------------------------------------------
 
 
@@ -598,10 +638,25 @@ def part_name(text: str) -> str:
     return text
 
 
+def add_pages(commands: argparse._SubParsersAction) -> None:
+    """The command lines of pages, pdf and export."""
+    for name, text in (("pages", "write the lessons as HTML"), ("pdf", "print these pages")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("names", nargs="*", metavar="NN", help="only these lessons, e.g. 07")
+        command.add_argument("--out", help="the folder, build/pages by default")
+        if name == "pages":
+            command.add_argument("--still", action="store_true", help="panels as pictures")
+        else:
+            command.add_argument("--slides", action="store_true", help="a slide a page")
+    command = commands.add_parser("export", help="write the notebooks for students")
+    command.add_argument("who", choices=["student"], help="without solutions")
+    command.add_argument("--out", help="the folder, build/student by default")
+
+
 def main(words: list | None = None) -> int:
     """Read the command line and run it; the exit code."""
-    parser = argparse.ArgumentParser(prog="python run.py", description="fedlearn in two commands.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{lab,test}")
+    parser = argparse.ArgumentParser(prog="python run.py", description="The course, and its tests.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("lab", help="open the lessons in JupyterLab")
     command.add_argument("--no-browser", action="store_true", help="only print the address")
     command.add_argument("--port", type=port_number, help="listen here; 0 takes any free port")
@@ -609,6 +664,7 @@ def main(words: list | None = None) -> int:
     command.add_argument("parts", nargs="*", type=part_name, help=", ".join([*PARTS, *ASKED]))
     text = f"only what is done in two minutes: {', '.join(FAST)} without the slow tests"
     command.add_argument("--fast", action="store_true", help=text)
+    add_pages(commands)
     for command in commands.choices.values():
         text = "install PyTorch without GPU libraries (Linux): a tenth of the download"
         command.add_argument("--cpu", action="store_const", const=["cpu"], default=[], help=text)
@@ -623,6 +679,12 @@ def main(words: list | None = None) -> int:
     try:
         if given.command == "lab":
             return lab(given.port, not given.no_browser, *given.cpu)
+        if given.command == "pages":
+            return pages(given.names, given.out, *given.cpu, still=given.still)
+        if given.command == "pdf":
+            return pdf(given.names, given.out, given.slides, *given.cpu)
+        if given.command == "export":
+            return export(given.out, *given.cpu)
         return test(given.parts, given.fast, *given.cpu)
     except KeyboardInterrupt:
         say("\nStopped.")

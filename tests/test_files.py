@@ -179,7 +179,7 @@ WRITES = {"write_text", "write_bytes", "savefig", "to_csv", "mkstemp", "NamedTem
 @pytest.mark.parametrize(
     "file",
     [*sorted((ROOT / "fedlearn").rglob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py")),
-     *sorted((ROOT / "tools").glob("*.py"))],
+     *sorted((ROOT / "tools").rglob("*.py"))],
     ids=lambda f: str(f.relative_to(ROOT)),
 )  # fmt: skip
 def test_every_file_is_written_by_the_one_writer(file):

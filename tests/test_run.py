@@ -1025,3 +1025,28 @@ def test_a_browser_in_its_usual_place_is_found(
     there = program(tmp_path / file)
     found = run.find_browser()
     assert found is not None and Path(found) == Path(there)
+
+
+@pytest.mark.parametrize(
+    ("words", "handed"),
+    [
+        (["pages"], ["pages"]),
+        (["pages", "07", "12", "--still"], ["pages", "07", "12", "--still"]),
+        (["pages", "--out", "site"], ["pages", "--out", os.path.abspath("site")]),
+        (["pdf", "07", "--slides"], ["pages", "07", "--pdf", "its browser", "--slides"]),
+        (["export", "student"], ["pages.student"]),
+    ],
+)
+def test_pages_pdf_and_export_hand_their_words_to_tools(run, calls, monkeypatch, words, handed):
+    monkeypatch.setattr(run, "find_browser", lambda: "its browser")
+    assert run.main(words) == 0
+    assert calls[-1] == [str(run.PYTHON), "-m", *handed]
+    extras = run.read_stamp()["extras"]
+    assert extras == (["lab"] if "export" in words else ["lab", "pages"])
+
+
+def test_pdf_without_a_browser_says_where_to_get_one(run, calls, monkeypatch):
+    monkeypatch.setattr(run, "find_browser", lambda: None)
+    with pytest.raises(SystemExit, match="sudo apt install chromium"):
+        run.main(["pdf"])
+    assert not calls
