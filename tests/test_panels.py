@@ -701,7 +701,7 @@ def test_the_feature_menu(panel):
         {"method": "dp_fedavg", "pipeline": chain(krum(1))},
         {"x": "time"},
     ],
-    ids=str,
+    ids=lambda wrong: " ".join(f"{k}={v}" for k, v in wrong.items())[:60].partition("Pipeline")[0],
 )
 def test_wrong_arguments_name_the_rule_and_an_example(wrong):
     before = set(W.widgets.widget._instances)
