@@ -207,11 +207,25 @@ class Local:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self, name: str, program: str, *words: str) -> None:
+        environment = self.environment() | (self._spaceless() if name == "link" else {})
         with (self.folder / "logs" / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [_script(program), *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=self.environment(), cwd=self.folder, start_new_session=True,
+                env=environment, cwd=self.folder, start_new_session=True,
             )  # fmt: skip
+
+    def _spaceless(self) -> dict[str, str]:
+        """A SuperLink makes no tables where its own path has a space: there a copy of it runs."""
+        import flwr
+
+        own, there = Path(flwr.__file__).parent, self.folder / "superlink"
+        if " " not in str(own):
+            return {}
+        good, rule = " " not in str(there), "without a space where Flower is installed with one"
+        check("Local", "folder", str(self.folder), good, rule, "'/tmp/flower-demo'")
+        if not there.exists():
+            shutil.copytree(own, there / "flwr", ignore=shutil.ignore_patterns("__pycache__"))
+        return {"PYTHONPATH": os.pathsep.join(filter(None, [str(there), os.getenv("PYTHONPATH")]))}
 
     def _lives(self, name: str) -> bool:
         """Whether a process of its group is there, the first one or one that it started."""

@@ -104,8 +104,17 @@ def site(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
-def chrome(site):
-    with browser() as context:
+def playwright():
+    """One for each process: a second one can't be started beside it."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def chrome(site, playwright):
+    with browser(playwright) as context:
         yield context
 
 

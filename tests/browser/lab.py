@@ -88,14 +88,9 @@ def lab_server(root: Path, settings: dict[str, Any] | None = None) -> Iterator[t
 
 
 @contextlib.contextmanager
-def browser(size: tuple[int, int] = (1400, 1000)) -> Iterator[Any]:
+def browser(playwright: Any, size: tuple[int, int] = (1400, 1000)) -> Iterator[Any]:
     """Yield a browser with a profile of its own; its cache spares later pages JupyterLab's code."""
-    from playwright.sync_api import sync_playwright
-
-    with (
-        sync_playwright() as playwright,
-        tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile,
-    ):
+    with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile:
         context = playwright.chromium.launch_persistent_context(
             profile,
             executable_path=chromium(),

@@ -57,10 +57,10 @@ def neighbours(stem: str) -> list[Lesson | None]:
 
 
 @pytest.fixture(scope="module")
-def phone():
+def phone(playwright):
     if not chromium():
         pytest.skip("no Chromium, Chrome or Edge found: install one, or set CHROMIUM")
-    with browser(PHONE) as context:
+    with browser(playwright, PHONE) as context:
         context.set_offline(True)
         yield context
 
