@@ -93,6 +93,7 @@ def test_runs_offline_without_error_or_warning(executed, path, record_property):
     nb, seconds = executed[path].result()
     record_property("measured", f"{path.stem}: {seconds:.1f} s")
     assert complaints(nb) == []
+    assert not any("deployment broke down" in o.get("text", "") for o in outputs(nb))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)

@@ -284,3 +284,21 @@ def test_an_error_at_the_start_ends_what_was_started(tmp_path):
     with pytest.raises(RuntimeError, match="link has ended before what never comes"), local:
         pass
     assert not local.processes
+
+
+@pytest.mark.parametrize("place", ["here", "with a space"])
+def test_flower_in_a_folder_with_a_space_runs_from_a_copy_without(place, tmp_path, monkeypatch):
+    """Its SuperLink lists folders with spaces between them, finds none, and makes no table."""
+    import flwr
+
+    (tmp_path / "a b" / "flwr").mkdir(parents=True)
+    (tmp_path / "a b" / "flwr" / "__init__.py").write_text("")
+    monkeypatch.setattr(flwr, "__file__", str(tmp_path / "a b" / "flwr" / "__init__.py"))
+    local = Local([{}])
+    local.folder = tmp_path / place
+    if place == "here":
+        first = Path(local._spaceless()["PYTHONPATH"].split(os.pathsep)[0])
+        assert " " not in str(first) and (first / "flwr" / "__init__.py").exists()
+    else:
+        with pytest.raises(ValueError, match="without a space"):
+            local._spaceless()
