@@ -68,23 +68,21 @@ KEPT = re.compile(
 )
 
 CORES = ["-n", "logical", "--maxprocesses", "8", "--dist", "worksteal"]  # each holds PyTorch
-FEW = ["-n", str(min(4, 1 + (os.cpu_count() or 1))), "--maxschedchunk", "1"]  # they often wait
+FEW = ["-n", "auto", "--maxprocesses", "4", "--maxschedchunk", "1"]  # each holds a browser
 APART = ("browser", "deployed", "test_notebooks.py")
 NOT_UNIT = [f"--ignore=tests/{name}" for name in APART]
 UNIT = ["-m", "pytest", "fedlearn", "tests", "--doctest-modules", *NOT_UNIT]
 ALONE = ["-m", "pytest", "tests", *NOT_UNIT]  # they measure time: nothing else runs
 BROWSER = ["-m", "pytest", "tests/browser"]
-DEPLOYED = ["-m", "pytest", "tests/deployed"]  # processes over Flower: two minutes, mostly waiting
 PARTS = {  # name: what .venv's Python is given, one command after the other
     "lint": [["-m", "ruff", "format", "--check", "."], ["-m", "ruff", "check", "."]],
     "types": [["-m", "mypy"]],
     "unit": [[*UNIT, "-m", "not alone", *CORES], [*ALONE, "-m", "alone"]],
     "notebooks": [["-m", "pytest", "tests/test_notebooks.py"]],
-    # A deployment goes first, so that the browsers run beside it.
-    "browser": [[*BROWSER, "-m", "alone"], [*DEPLOYED, "tests/browser", "-m", "not alone", *FEW]],
+    "browser": [[*BROWSER, "-m", "alone"], [*BROWSER, "-m", "not alone", *FEW]],
 }
-ASKED = {  # what runs by itself only when it is named
-    "deployed": [DEPLOYED],
+ASKED = {  # parts that run only when they are named
+    "deployed": [["-m", "pytest", "tests/deployed"]],  # processes over Flower: two minutes
 }
 FAST = {  # for whoever is writing code
     "lint": PARTS["lint"],
@@ -557,17 +555,13 @@ def run_part(commands: list, **changes: str) -> str:
 
 
 def browser_part() -> str:
-    """The browser tests, and the deployment's; without a browser the deployment's alone.
-
-    FEDLEARN_REQUIRE_BROWSER=1 (CI) makes a skipped one a failure.
-    """
+    """The browser tests; FEDLEARN_REQUIRE_BROWSER=1 (CI) makes a skipped one a failure."""
     must = os.environ.get("FEDLEARN_REQUIRE_BROWSER") == "1"
     browser = find_browser()
     if browser is None:
         named = os.environ.get("CHROMIUM")
-        deployed = run_part(ASKED["deployed"])
         say(GET_A_BROWSER.format(f" ({named} is no program)" if named else ""))
-        return "failed" if must or deployed == "failed" else "skipped"
+        return "failed" if must else "skipped"
     with tempfile.TemporaryDirectory() as folder:
         reports = [Path(folder, f"{i}.xml") for i in range(len(PARTS["browser"]))]
         commands = [[*c, f"--junitxml={r}"] for c, r in zip(PARTS["browser"], reports)]
