@@ -115,15 +115,10 @@ class Local:
             self.say(f"node {k} has joined")
 
     def _register(self, k: int) -> None:
-        """Again, if need be, for half a minute: a SuperLink that has just begun may be busy."""
-        for pause in (1.0, 2.0, 4.0, 8.0, 16.0, 0.0):
-            try:
-                self.flwr("supernode", "register", str(self.keys / f"node-{k}.pub"))
-                return
-            except RuntimeError as e:
-                if "Internal server error" not in str(e) or not pause:
-                    raise RuntimeError(f"{e}\nlink:\n{self._last('link')}") from None
-                time.sleep(pause)
+        try:
+            self.flwr("supernode", "register", str(self.keys / f"node-{k}.pub"))
+        except RuntimeError as e:
+            raise RuntimeError(f"{e}\nlink:\n{self._last('link')}") from None
 
     def start_link(self) -> None:
         """Start the SuperLink, or start it again on the state that it left."""
@@ -222,7 +217,7 @@ class Local:
         if " " not in str(own):
             return {}
         good, rule = " " not in str(there), "without a space where Flower is installed with one"
-        check("Local", "folder", str(self.folder), good, rule, "'/tmp/flower-demo'")
+        check("Local", "folder", str(self.folder), good, rule, "'flower-demo'")
         if not there.exists():
             shutil.copytree(own, there / "flwr", ignore=shutil.ignore_patterns("__pycache__"))
         return {"PYTHONPATH": os.pathsep.join(filter(None, [str(there), os.getenv("PYTHONPATH")]))}
