@@ -27,7 +27,9 @@ def table(n=90):
 
 
 patients = data.own(table(), "ill", group="hospital", scale=True, name="patients")
-net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+with torch.random.fork_rng():
+    torch.manual_seed(0)  # else each process would have a start of its own
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
 
 
 def longest(r):
