@@ -40,6 +40,13 @@ OWN = {"dataset": patients, "model": net, "clients": 3, "partition": "by_attribu
        "rounds": 4, "lr": 0.5, "extras": {"longest": longest}}  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def the_same_start():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 @pytest.fixture
 def made():
     panels = []
