@@ -13,14 +13,13 @@ from .algorithms.base import broadcast, payload
 from .checks import check, positive, whole
 from .data import check_population, like
 from .fleet import Fleet, check_fleet
-from .fold import Rule, join, rows
+from .fold import TOGETHER, Rule, join, rows
 from .recipe import Memories, Recipe, client_step, shards_of
 from .transform import Context
 from .workers import Team, still
 
 _CACHE = 2_000_000  # parameters of a chunk: 8 MB; fewer steps in Python, and in the cache of most
 _PADDED = 100_000_000  # numbers that a chunk lays out, padding and all: 400 MB
-_TOGETHER = 8  # chunks that are added up before their sum is added to the others
 _KEPT = 25_000_000  # numbers of a round's updates that are kept without being asked for: 100 MB
 
 
@@ -115,7 +114,7 @@ class Simulated:
         cuts = [piece for c in np.split(order, chunks) for piece in self._pieces(c, n, many)]
         if len(cuts) == 1:
             return self._train(message, ctx, self._own(memory, who))
-        size = _TOGETHER if rule else 1
+        size = TOGETHER if rule else 1
         groups = [cuts[i : i + size] for i in range(0, len(cuts), size)]
         return join(self._side_by_side(groups, message, ctx, memory), len(who), rule)
 
@@ -162,6 +161,7 @@ class Simulated:
         """Train the clients ``ctx.answered``, who remember ``own``; several cuts are added up."""
         if len(sizes) == 1:
             return self._train(message, ctx, own)
+        torch.empty(30_000_000, dtype=torch.uint8)  # glibc keeps what is freed up to twice as much
         cuts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
         mine = lambda c: tuple({k: v[c[0] : c[-1] + 1] for k, v in kept.items()} for kept in own)
         done = ((c, *self._train(message, ctx.keep(c), mine(c))) for c in cuts)
@@ -176,10 +176,10 @@ class Simulated:
             return [cut]
         least, largest = int(n[cut[0]]), int(n[cut[-1]])
         B = min(self.recipe.batch or largest, largest)
-        one = B * self.x[0].numel() + 8 * self.recipe.epochs * largest  # numbers that it lays out
+        one = B * self.x.shape[1:].numel() + 8 * self.recipe.epochs * largest  # what it lays out
         if one * len(cut) <= _PADDED:
             alike = least >= B and -(-least // B) == -(-largest // B)
-            return np.array_split(cut, min(many, len(cut)) if alike else 1)
+            return np.array_split(cut, min(many, len(cut))) if alike and many > 1 else [cut]
         return [piece for half in np.array_split(cut, 2) for piece in self._pieces(half, n, many)]
 
     def _train(self, message: Message, ctx: Context, own: Memories) -> tuple[Reply, Memories]:

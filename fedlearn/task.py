@@ -4,6 +4,7 @@ Every gradient here is taken for K clients at once. Client k has its own paramet
 a (K, d) matrix and every batch carries a leading K: the mathematics of one client, written once.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -23,8 +24,9 @@ class Task(NamedTuple):
         loss: scores (B, ...), y (B, ...) -> losses (B,), each of its own example alone.
         grad: theta (K, d), x (K, B, ...), y (K, B, ...), mask (K, B)
             -> gradients (K, d), objectives (K,).
-        step: as grad, and lr: moves theta (K, d) by -lr * gradient in place -> objectives (K,). No
-            gradient is stored. None: :func:`fedlearn.descend.descend` uses ``grad``.
+        step: as grad, and lr, start: moves theta (K, d) by -lr * gradient in place, without storing
+            it -> objectives (K,). Where all rows are still alike they are ``start`` (d,); else
+            None. Without a step :func:`fedlearn.descend.descend` uses ``grad``.
         module: What :func:`~fedlearn.model.from_module` made it of.
 
     ``mask`` is 1 for an example and 0 for padding; a row of zeros has gradient 0.
@@ -34,7 +36,7 @@ class Task(NamedTuple):
     predict: Callable[[Tensor, Tensor], Tensor]
     loss: Loss
     grad: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    step: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor] | None = None
+    step: Callable[..., Tensor] | None = None
     module: nn.Module | None = None
 
     __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__  # type: ignore
@@ -128,7 +130,5 @@ def views(theta: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         tensor([0., 0.])
         tensor([0., 1., 2., 3., 0., 0.])
     """
-    sizes = [torch.Size(s).numel() for s in shapes]
-    return [
-        v.view((*v.shape[:-1], *s)) for v, s in zip(theta.split(sizes, dim=-1), shapes, strict=True)
-    ]
+    rows, parts = theta.shape[:-1], torch.split_with_sizes(theta, [*map(math.prod, shapes)], -1)
+    return [v.view(*rows, *s) for v, s in zip(parts, shapes, strict=True)]
