@@ -76,7 +76,7 @@ def schedule(
     """
     if not len(clients):
         return torch.zeros(0, 0, 1, dtype=torch.int64), torch.zeros(0, 0, 1), torch.zeros(0)
-    own = [parts[k] for k in clients]
+    own = [parts[k] for k in clients.tolist()]
     n = np.array([len(p) for p in own])
     largest = max(int(n.max()), 1)
     B, epochs = int(min(batch or largest, largest)), int(epochs)  # NumPy's small ones overflow
@@ -93,11 +93,10 @@ def schedule(
     for e in range(epochs):
         key = hashed(flat, seed, Use.SHUFFLE, at_round, e) >> np.uint64(20)
         index[client, e, at] = flat[np.argsort(key | first, kind="stable")]
-    shape = (len(own), epochs * T1, B)
-    mask = mask.reshape(shape)
+    mask = mask.reshape(len(own), epochs * T1, B)
     if work is not None:  # the first ceil(work_k tau_k) steps of client k's, at least one
         steps = np.cumsum(mask.any(-1), axis=1)
         done = steps <= np.maximum(np.ceil(np.asarray(work)[:, None] * steps[:, -1:]), 1)
         mask *= done[..., None]
-    index, n = index.reshape(shape), n.astype(np.float64)  # 2**24 + 1 is none of float32's
+    index, n = index.reshape(mask.shape), n.astype(np.float64)  # 2**24 + 1 is none of float32's
     return torch.from_numpy(index), torch.from_numpy(mask), torch.from_numpy(n)

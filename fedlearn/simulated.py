@@ -107,11 +107,12 @@ class Simulated:
         once = not any(memory) or len(np.unique(who)) == len(who)
         must = "without a client twice, for they remember something: draw without replacement"
         check("Simulated", "the cohort", who, once, must, "weighted(k, sizes, replace=False)")
-        n = np.array([len(self.parts[k]) for k in who], np.int64)
+        n = np.array([len(self.parts[k]) for k in who.tolist()], np.int64)
         order = np.argsort(n, kind="stable")  # clients of like sizes together: little is padded
         rule, chunks = self._rule(message, ctx), range(self.chunk, len(order), self.chunk)
         many = self.workers if rule is None and ctx.work is None else 1
-        cuts = [piece for c in np.split(order, chunks) for piece in self._pieces(c, n, many)]
+        cuts = np.split(order, chunks) if chunks else [order]
+        cuts = [piece for c in cuts for piece in self._pieces(c, n, many)]
         if len(cuts) == 1:
             return self._train(message, ctx, self._own(memory, who))
         size = TOGETHER if rule else 1
