@@ -11,6 +11,7 @@ from .rng import Use, hashed
 
 Parts = Sequence[np.ndarray] | Mapping[int, np.ndarray]  # client -> its rows of x and y
 _GATHER = 4_000_000  # numbers gathered at once: 16 MB
+torch.empty(30_000_000, dtype=torch.uint8)  # freed: glibc now keeps up to 60 MB for the next step
 
 
 class Shards(NamedTuple):

@@ -162,7 +162,6 @@ class Simulated:
         """Train the clients ``ctx.answered``, who remember ``own``; several cuts are added up."""
         if len(sizes) == 1:
             return self._train(message, ctx, own)
-        torch.empty(30_000_000, dtype=torch.uint8)  # glibc keeps what is freed up to twice as much
         cuts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
         mine = lambda c: tuple({k: v[c[0] : c[-1] + 1] for k, v in kept.items()} for kept in own)
         done = ((c, *self._train(message, ctx.keep(c), mine(c))) for c in cuts)
