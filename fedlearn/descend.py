@@ -70,7 +70,7 @@ def descend(
 
     for t, batch in enumerate(shards.batches()):
         if in_place:  # w <- a (w - lr/a g) + lr target: one pass behind the fused step
-            total += in_place(w, *batch, lr / a, None if t or theta.dim() > 1 else theta)
+            total += in_place(w, *batch, lr / a)
             if a == 1 and push is None:
                 continue
         live = taken[:, t, None]  # (K, 1), 0 for a client that has no batch left: it stands still

@@ -101,9 +101,8 @@ def mlp(*dims: int, seed: int = 0) -> Task:
 
         return g, backward(views(theta, shapes), x, y, mask, store)
 
-    def step(theta, x, y, mask, lr, start=None):  # type: ignore[no-untyped-def]
+    def step(theta: Tensor, x: Tensor, y: Tensor, mask: Tensor, lr: float) -> Tensor:
         layers = views(theta, shapes)
-        at = layers if start is None else views(start.expand_as(theta), shapes)  # read once for all
 
         def apply(i: int, delta: Tensor, h: Tensor) -> None:
             if theta.dtype == delta.dtype and delta.shape[-1] * h.shape[-1] > _SMALL:
@@ -112,7 +111,7 @@ def mlp(*dims: int, seed: int = 0) -> Task:
                 layers[2 * i].sub_(torch.bmm(delta.mT, h), alpha=lr)
             layers[2 * i + 1].sub_(delta.sum(-2), alpha=lr)
 
-        return backward(at, x, y, mask, apply)
+        return backward(layers, x, y, mask, apply)
 
     def predict(theta: Tensor, x: Tensor) -> Tensor:
         return forward([wide(v) for v in views(theta, shapes)], wide(x.flatten(1)))[-1]

@@ -24,9 +24,8 @@ class Task(NamedTuple):
         loss: scores (B, ...), y (B, ...) -> losses (B,), each of its own example alone.
         grad: theta (K, d), x (K, B, ...), y (K, B, ...), mask (K, B)
             -> gradients (K, d), objectives (K,).
-        step: as grad, and lr, start: moves theta (K, d) by -lr * gradient in place, without storing
-            it -> objectives (K,). Where all rows are still alike they are ``start`` (d,); else
-            None. Without a step :func:`fedlearn.descend.descend` uses ``grad``.
+        step: as grad, and lr: moves theta (K, d) by -lr * gradient in place -> objectives (K,). No
+            gradient is stored. None: :func:`fedlearn.descend.descend` uses ``grad``.
         module: What :func:`~fedlearn.model.from_module` made it of.
 
     ``mask`` is 1 for an example and 0 for padding; a row of zeros has gradient 0.
@@ -36,7 +35,7 @@ class Task(NamedTuple):
     predict: Callable[[Tensor, Tensor], Tensor]
     loss: Loss
     grad: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    step: Callable[..., Tensor] | None = None
+    step: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor] | None = None
     module: nn.Module | None = None
 
     __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__  # type: ignore
@@ -131,4 +130,4 @@ def views(theta: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         tensor([0., 1., 2., 3., 0., 0.])
     """
     rows, parts = theta.shape[:-1], torch.split_with_sizes(theta, [*map(math.prod, shapes)], -1)
-    return [v.view(*rows, *s) for v, s in zip(parts, shapes, strict=True)]
+    return [v.view((*rows, *s)) for v, s in zip(parts, shapes, strict=True)]

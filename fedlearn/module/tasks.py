@@ -78,7 +78,7 @@ def from_module(
 
         return g, backward(theta, x, y, mask, store)
 
-    def step(theta, x, y, mask, lr, start=None):  # type: ignore[no-untyped-def]
+    def step(theta: Tensor, x: Tensor, y: Tensor, mask: Tensor, lr: float) -> Tensor:
         def apply(rows, layers, grads):  # type: ignore[no-untyped-def]
             torch._foreach_add_(layers, grads, alpha=-lr)  # views: theta moves
 
