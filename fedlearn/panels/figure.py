@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib import font_manager, rc_context, rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -16,7 +17,13 @@ from .parts.base import Part
 def figure(
     parts: Sequence[Part], *, title: str = "", size: tuple[float, float] | None = None
 ) -> Figure:
-    """All parts in one figure, laid out as in the panel."""
+    """All parts in one figure, laid out as in the panel, in fonts that have its language."""
+    have = [f for f in parts[0].say.fonts if f in font_manager.get_font_names()]
+    with rc_context({"font.family": [*rcParams["font.family"], *have]}):
+        return _laid_out(parts, title, size)
+
+
+def _laid_out(parts: Sequence[Part], title: str, size: tuple[float, float] | None) -> Figure:
     n = len(parts)
     rows, columns = (2, 2) if n > 2 else (1, n)
     fig = Figure(figsize=size or (9.6, 2.9 * rows if n > 1 else 4.2), dpi=100, layout="constrained")

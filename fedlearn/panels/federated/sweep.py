@@ -10,7 +10,7 @@ from .. import kernel
 from ..engine import Frame, Snapshot
 from ..explorable import Explorable
 from ..parts.heat import Heat
-from ..words import SHORT, words
+from ..words import SHORT, spoken, words
 from .code import brought, literal
 from .controls import follow, make_controls, offered
 from .panel import settle
@@ -74,11 +74,13 @@ class Sweep(Explorable):
         self._fixed = self._settings = Settings(**first)
         one_of("Sweep", "measure", measure, self._fixed.columns)
         pairs(self._fixed, x, y)  # a wrong value is said now
+        say = spoken()
+        title = say({"accuracy": "test accuracy", "loss": "test loss"}.get(measure, measure))
+        after = "{title} after {n} rounds"
         heat = Heat(
-            title=f"{'test ' * (measure in ('accuracy', 'loss'))}{measure}"
-            + f" after {rounds} rounds" * ("rounds" not in (x[0], y[0])),
-            rows=[words(v) for v in y[1]],
-            columns=[words(v) for v in x[1]],
+            title=title if "rounds" in (x[0], y[0]) else say(after, title=title, n=rounds),
+            rows=[words(v, say) for v in y[1]],
+            columns=[words(v, say) for v in x[1]],
             xlabel=_axis(x[0]),
             ylabel=_axis(y[0]),
         )
@@ -98,7 +100,7 @@ class Sweep(Explorable):
             preview=preview,
         )
         if self.readout:
-            self.readout.unit = "cell"
+            self.readout.unit = say("cell")
         if not preview:
             self._frame(self._start())
 
@@ -135,12 +137,14 @@ class Sweep(Explorable):
     def caption(self, snapshot: Snapshot | None = None) -> str:
         """One sentence for those who can't see the picture."""
         s = (snapshot or self._start()).params["settings"]
-        split = s.split_words().split(",")[0] + s.shift_words()
-        return f"{self.parts[0].label}. {words(s.dataset)}, {split}."
+        say = self.say
+        said = [words(s.dataset, say), s.split_words(say, skew=False) + s.shift_words(say)]
+        return self.parts[0].label + say(". ") + say("{said}.", said=say(", ").join(said))
 
     def _figure_title(self, s: Snapshot) -> str:
         p = self._settings
-        return f"{words(p.method)} on {words(p.dataset)}, {p.clients} clients"
+        of = {"method": words(p.method, self.say), "dataset": words(p.dataset, self.say)}
+        return self.say("{method} on {dataset}, {clients} clients", **of, clients=p.clients)
 
     def _table(self, s: Snapshot) -> bytes:
         lines = [f"{self.y[0]},{self.x[0]},{self.measure}"]

@@ -59,10 +59,12 @@ class Heat(Part):
         self.table = np.asarray(table, float)
         with self.hold_sync():
             self.gen, self.values = snapshot.gen, packed(self.table)
-            self.label = f"{self.title}: {np.isfinite(self.table).sum()} of {self.table.size} cells"
+            n = {"title": self.title, "n": np.isfinite(self.table).sum(), "of": self.table.size}
+            self.label = self.say("{title}: {n} of {of} cells", **n)
             if np.isfinite(self.table).any():
                 low, high = np.nanargmin(self._finite()), np.nanargmax(self._finite())
-                self.label += f", from {self._said(low)} to {self._said(high)}"
+                ends = {"low": self._said(low), "high": self._said(high)}
+                self.label += self.say(", from {low} to {high}", **ends)
 
     def _finite(self) -> np.ndarray:
         return np.where(np.isfinite(self.table), self.table, np.nan)
@@ -85,7 +87,7 @@ class Heat(Part):
         for i in range(R):
             for j in range(C):
                 v = self.table[i, j]
-                text = f"{v:.3f}" if np.isfinite(v) else "·" if np.isnan(v) else "failed"
+                text = f"{v:.3f}" if np.isfinite(v) else "·" if np.isnan(v) else self.say("failed")
                 color = "white" if np.isfinite(v) and v > dark else "#111111"
                 axes.text(j, i, text, ha="center", va="center", fontsize=10, color=color)
         axes.set_xticks(range(C), self.columns)
