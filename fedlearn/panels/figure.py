@@ -3,8 +3,10 @@
 Drawn on the main thread only: Matplotlib used from another thread breaks the reader's own plots.
 """
 
+import contextlib
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from matplotlib import font_manager, rc_context, rcParams
@@ -19,8 +21,16 @@ def figure(
 ) -> Figure:
     """All parts in one figure, laid out as in the panel, in fonts that have its language."""
     have = [f for f in parts[0].say.fonts if f in font_manager.get_font_names()]
-    with rc_context({"font.family": [*rcParams["font.family"], *have]}):
+    with rc_context({"font.family": [*rcParams["font.family"], *have]}), _boxes_are_fine():
         return _laid_out(parts, title, size)
+
+
+@contextlib.contextmanager
+def _boxes_are_fine() -> Iterator[None]:
+    """A machine without the letters draws boxes, and a warning for each would say no more."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
 
 
 def _laid_out(parts: Sequence[Part], title: str, size: tuple[float, float] | None) -> Figure:
@@ -55,5 +65,6 @@ def png(fig: Figure) -> bytes:
     """The figure as PNG, the same bytes for the same picture: good for version control."""
     out = io.BytesIO()
     small: dict[str, Any] = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
-    fig.savefig(out, format="png", facecolor="white", **small)
+    with _boxes_are_fine():
+        fig.savefig(out, format="png", facecolor="white", **small)
     return out.getvalue()

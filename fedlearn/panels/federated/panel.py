@@ -138,6 +138,7 @@ class Panel(Explorable):
         p, say = s.params["settings"], self.say
         local = f", E = {p.epochs}, B = {words(p.batch, say)}" if p.applies("epochs") else ""
         local += f", z = {p.noise:g}, q = {p.rate:g}, S = {p.clip:g}" if p.private else ""
+        local = local.replace(", ", say(", "))
         text = "{method} on {dataset}: {clients} clients, {split}{local}, η = {lr}"
         return say(text, **_where(p, say), local=local, lr=words(p.lr))
 

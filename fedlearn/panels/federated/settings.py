@@ -297,6 +297,7 @@ def check_names(who: str, given: Mapping[str, Any], taken: Sequence[str] = ()) -
         check(who, "a setting", name, name in known, f"one of {', '.join(known)}", "'alpha'")
 
 
-def pairs(s: Settings, x: Axis, y: Axis) -> list[Settings]:
-    """The settings of every cell of a map, row by row."""
-    return [replace(s, **{x[0]: a, y[0]: b}) for b in y[1] for a in x[1]]
+def pairs(s: Settings, x: Axis, y: Axis, seeds: Sequence[int] | None = None) -> list[Settings]:
+    """The settings of every cell of a map, row by row; of each cell one a seed."""
+    each = [{"seed": n} for n in ((s.seed,) if seeds is None else seeds)]
+    return [replace(s, **n | {x[0]: a, y[0]: b}) for b in y[1] for a in x[1] for n in each]

@@ -95,4 +95,5 @@ class Dots(Part):
             arrowprops={"arrowstyle": "-", "color": VERMILION},
         )
         mean = self.say("mean {mean}", mean=f"{each.mean():.2f}")
-        corner(axes, f"{mean}   {self.drift}".replace("ₖ", "$_k$").rstrip())
+        k = "_k" if self.say.fonts else "$_k$"  # Matplotlib's formulas are in its own fonts
+        corner(axes, f"{mean}   {self.drift}".replace("ₖ", k).rstrip())
