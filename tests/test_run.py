@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -182,6 +183,27 @@ def test_jupyterlab_asks_nothing_and_looks_nothing_up(run, calls):
     (file,) = run.VENV.rglob("lab/settings/overrides.json")
     ((_, settings),) = json.loads(file.read_text()).items()
     assert settings == {"fetchNews": "false", "checkForUpdates": False}
+
+
+def test_jupyterlab_sends_a_kernel_s_messages_at_once(run, monkeypatch):
+    from traitlets.config.loader import PyFileConfigLoader
+
+    started = []
+    monkeypatch.setattr(run, "prepare", lambda *extras: None)
+    monkeypatch.setattr(run, "call", lambda command, **env: started.append(env))
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "mine")
+    run.lab(None, browser=False)
+    ours, mine = started[0]["JUPYTER_CONFIG_PATH"].split(os.pathsep)
+    assert mine == "mine"
+    there = ROOT / Path(ours).relative_to(run.ROOT)
+    config = PyFileConfigLoader("jupyter_server_config.py", str(there)).load_config()
+    at_once = config.ServerApp.kernel_websocket_connection_class
+    handler = create_autospec(at_once.websocket_handler.klass, instance=True)
+    told = []
+    handler.set_nodelay.side_effect = told.append
+    monkeypatch.setattr(at_once.__base__, "connect", lambda self: told.append("connected"))
+    at_once(websocket_handler=handler).connect()
+    assert told == [True, "connected"]
 
 
 def test_a_venv_that_somebody_else_made_is_installed_into(run, calls):

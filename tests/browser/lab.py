@@ -205,6 +205,7 @@ def _environment(home: Path) -> dict[str, str]:
     env = dict(os.environ, IPYTHONDIR=str(home / "ipython"))
     for kind in ("config", "data", "runtime"):
         env[f"JUPYTER_{kind.upper()}_DIR"] = str(home / kind)
+    env["JUPYTER_CONFIG_PATH"] = str(NOTEBOOKS.parent / "tools" / "jupyter")  # as run.py lab
     env["JUPYTERLAB_WORKSPACES_DIR"] = str(home / "workspaces")
     env["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
     return env
