@@ -34,10 +34,10 @@ function render({ model, el }) {
     r.dataset.named = "1";
     put(r, { "aria-label": say("{name} value", { name: t }) });
     if (r.isContentEditable) put(r, { role: "textbox" });
-    const say = () => put(h, { "aria-valuetext": r.textContent });
-    new MutationObserver(say).observe(r, { childList: true, characterData: true, subtree: true });
-    new MutationObserver(say).observe(h, { attributes: true, attributeFilter: ["aria-valuetext"] });
-    say();
+    const spell = () => put(h, { "aria-valuetext": r.textContent });
+    new MutationObserver(spell).observe(r, { childList: true, characterData: true, subtree: true });
+    new MutationObserver(spell).observe(h, { attributes: true, attributeFilter: ["aria-valuetext"] });
+    spell();
   });
   let tries = 0;
   const timer = setInterval(() => { name(); if (++tries > 40) clearInterval(timer); }, 150);
