@@ -5,8 +5,10 @@ Drawn on the main thread only: Matplotlib used from another thread breaks the re
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from matplotlib import font_manager, rc_context, rcParams
@@ -20,17 +22,33 @@ def figure(
     parts: Sequence[Part], *, title: str = "", size: tuple[float, float] | None = None
 ) -> Figure:
     """All parts in one figure, laid out as in the panel, in fonts that have its language."""
-    have = [f for f in parts[0].say.fonts if f in font_manager.get_font_names()]
-    with rc_context({"font.family": [*rcParams["font.family"], *have]}), _boxes_are_fine():
+    more = _here(*parts[0].say.fonts)
+    with rc_context({"font.family": [*rcParams["font.family"], *more]}), _without_warnings():
         return _laid_out(parts, title, size)
 
 
+@lru_cache
+def _here(*wanted: str) -> list[str]:
+    """The fonts that this machine has; Matplotlib's list is as old as its cache."""
+    if wanted and not {*wanted} & {*font_manager.get_font_names()}:
+        for path in font_manager.findSystemFonts():
+            with contextlib.suppress(Exception):  # not every file is a font that it can read
+                font_manager.fontManager.addfont(path)
+    return [f for f in wanted if f in font_manager.get_font_names()]
+
+
 @contextlib.contextmanager
-def _boxes_are_fine() -> Iterator[None]:
-    """A machine without the letters draws boxes, and a warning for each would say no more."""
+def _without_warnings() -> Iterator[None]:
+    """Boxes where no font has the letter, plain where none is bold: not worth a warning each."""
+    log = logging.getLogger("matplotlib.font_manager")
+    level = log.level
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        yield
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def _laid_out(parts: Sequence[Part], title: str, size: tuple[float, float] | None) -> Figure:
@@ -65,6 +83,6 @@ def png(fig: Figure) -> bytes:
     """The figure as PNG, the same bytes for the same picture: good for version control."""
     out = io.BytesIO()
     small: dict[str, Any] = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
-    with _boxes_are_fine():
+    with _without_warnings():
         fig.savefig(out, format="png", facecolor="white", **small)
     return out.getvalue()

@@ -38,9 +38,15 @@ def test_a_lesson(page, record_property, name):
     screenshots(page, name)
 
 
-def test_a_panel_of_one_s_own(page):
+def test_a_panel_of_one_s_own_and_panels_in_chinese(page):
+    panel = drawn(page, "own.ipynb")  # one kernel for both: to start it takes longest
+    takes_anybody_s_world(page, panel)
+    speaks_chinese(page, page.locator(".fl-root").all()[1:])
+    assert page.problems == []
+
+
+def takes_anybody_s_world(page: Any, panel: Any) -> None:
     """Her CSV, her module: it moves, its menus have their names, and Code is run in a cell."""
-    panel = drawn(page, "own.ipynb")
     for name, own in (("Dataset", "patients"), ("Model", "Sequential")):
         menu = panel.get_by_label(name, exact=True)
         assert menu.evaluate("e => e.selectedOptions[0].textContent") == own
@@ -62,7 +68,6 @@ def test_a_panel_of_one_s_own(page):
     panel.get_by_label("Model", exact=True).select_option("network")
     panel.locator(f".fl-part svg[data-gen='{int(run) + 1}']").first.wait_for(timeout=10_000)
     assert in_kernel(page, "print([panel.status.error])") == "['']\n"
-    assert page.problems == []
     screenshots(page, "own")
 
 
@@ -82,12 +87,10 @@ OVERLAPS = """root => [...root.querySelectorAll('.fl-part')].flatMap(part => {
     .map(f => `${f.textContent} | ${e.textContent}`)); })"""
 
 
-def test_panels_in_chinese(page):
+def speaks_chinese(page: Any, panels: list[Any]) -> None:
     """A panel of each kind says all in Chinese but names and symbols; nothing is cut or covered."""
-    drawn(page, "chinese.ipynb")
     names = {*"FedAvg FedSGD FedProx SCAFFOLD FedNova FedDyn FedAvgM FedAdagrad FedAdam".split()}
     names |= {*"FedYogi DP softmax CSV PNG Python MB kB inf".split()}
-    panels = page.locator(".fl-root").all()
     assert len(panels) == 3
     for i, panel in enumerate(panels):
         panel.scroll_into_view_if_needed()
@@ -104,9 +107,8 @@ def test_panels_in_chinese(page):
     panels[0].locator("pre", has_text="collect(federate(").wait_for()
     assert panels[0].get_by_role("slider", name="偏斜 α", exact=True).count() == 1
     assert panels[0].locator('[aria-label="偏斜 α的值"]').inner_text() == "0.010"
-    in_kernel(page, "panel.status.error = 'too many clients'")
+    in_kernel(page, "chinese.status.error = 'too many clients'")
     assert panels[0].get_by_role("alert").inner_text().endswith("出错了，原文：too many clients")
-    assert page.problems == []
 
 
 def test_compare(page, record_property):
