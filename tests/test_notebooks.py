@@ -23,6 +23,7 @@ from skeleton import hidden, tags
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PAGES = [*NOTEBOOKS, Path(__file__).parents[1] / "teaching" / "your_own.ipynb"]  # and the handout
+TOOLS = str(Path(__file__).parents[1] / "tools")
 LIMIT_S = 300  # a hang, not a speed test
 AT_A_TIME = min(8, 1 + max(2, os.cpu_count() or 2))  # one more than cores: lesson 19 waits a lot
 TAGS = {"setup", "panel", "check", "exercise", "solution", "figure", "further"}
@@ -53,19 +54,34 @@ def complaints(nb: nbformat.NotebookNode) -> list[str]:
     return said + [f"{o.ename}: {o.evalue}" for o in outputs(nb) if o.output_type == "error"]
 
 
-def execute(path: Path, folder: Path) -> tuple[nbformat.NotebookNode, float]:
-    """Run a copy in an empty folder, offline; what a run leaves behind lands there."""
+def recording(nb: nbformat.NotebookNode, stem: str, kept: Path) -> None:
+    """After each panel a cell that keeps two settings of it, for the tests of the pages."""
+    for i in sorted(tagged(nb, "panel"), reverse=True):
+        keep = f"keep([*Out.values()][-1], {stem!r}, {nb.cells[i].id!r}, Path({str(kept)!r}))"
+        code = f"from pathlib import Path\nfrom pages.recordings import keep\n{keep}"
+        nb.cells.insert(i + 1, nbformat.v4.new_code_cell(code))
+
+
+def execute(path: Path, folder: Path, kept: Path) -> tuple[nbformat.NotebookNode, float]:
+    """Run a copy in an empty folder, offline; what a run leaves behind lands there.
+
+    Its panels are recorded in passing, if it is a lesson: the handout has no page.
+    """
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(OFFLINE)
     env = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split()]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(folder), TOOLS, *os.environ.get("PYTHONPATH", "").split()]
+        ),
         "XDG_CACHE_HOME": str(folder),
         "FEDLEARN_FAST": "1",
         "OMP_NUM_THREADS": "1",  # a notebook a core
     }
     env.pop("FEDLEARN_DATA", None)
     nb = nbformat.read(path, as_version=4)
+    if path in NOTEBOOKS:
+        recording(nb, path.stem, kept)
     started = time.perf_counter()
     client = NotebookClient(nb, timeout=LIMIT_S, resources={"metadata": {"path": str(folder)}})
     asyncio.run(client.async_execute(env=env, cwd=str(folder)))  # execute() leaves a loop open
@@ -78,12 +94,13 @@ def executed(
 ) -> dict[Path, Future]:
     """The chosen notebooks, three at a time or one more than there are cores; lesson 19 first."""
     root = tmp_path_factory.mktemp("notebooks")
+    kept = request.config.cache.mkdir("recorded")
     chosen = {
         i.callspec.params["path"] for i in request.session.items if "executed" in i.fixturenames
     }
     pool = ThreadPoolExecutor(AT_A_TIME)
     first = sorted(chosen, key=lambda p: (not p.stem.startswith("19"), p))
-    jobs = {p: pool.submit(execute, p, root / p.stem) for p in first}
+    jobs = {p: pool.submit(execute, p, root / p.stem, kept) for p in first}
     yield jobs
     pool.shutdown(cancel_futures=True)
 

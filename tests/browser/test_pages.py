@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -20,9 +19,6 @@ from fedlearn.panels import Bars, Explorable, controls
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 STEMS = sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
 ALL = [*STEMS, "glossary", "index", "notation"]
-# Whose panels are recorded here: seconds a lesson, so all of them only if they are asked for.
-SOME = {"00", "01", "07", "12", "13"}
-MOVING = {s for s in STEMS if s[:2] in SOME or os.environ.get("FEDLEARN_ALL_PAGES")}
 PHONE = (390, 844)
 
 # What a reader's hand does to the first control of a panel that has another value.
@@ -38,16 +34,17 @@ DRAWN += "n => n.tagName === 'CANVAS' ? n.toDataURL() : n.outerHTML).join()"
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Stem -> its page, with two settings of each panel recorded."""
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config):
+    """Stem -> its page, with two settings of each panel: test_notebooks.py records them."""
     monkeypatch.setenv("FEDLEARN_FAST", "1")
+    recorded = pytestconfig.cache.mkdir("recorded")
 
     def make(stem: str) -> Path:
         if stem == "index":
             text = index(lessons(), texts())
         elif stem in STEMS:
-            recorded = quick(stem) if stem in MOVING else {}
-            text = page_of(Lesson(stem, lesson(stem).cells, recorded), *neighbours(stem))
+            data = quick(stem, recorded)
+            text = page_of(Lesson(stem, lesson(stem).cells, data), *neighbours(stem))
         else:
             text = page_of(next(x for x in texts() if x.stem == stem))
         (tmp_path / f"{stem}.html").write_text(text, encoding="utf-8")
@@ -90,7 +87,7 @@ def visit(page, path: Path) -> None:
 
 def tagged(stem: str) -> int:
     """How many panels move on a lesson's page, by its tags; a text has none."""
-    if stem not in MOVING:
+    if stem not in STEMS:
         return 0
     cells = json.loads((NOTEBOOKS / f"{stem}.ipynb").read_text(encoding="utf-8"))["cells"]
     return sum("panel" in c["metadata"].get("tags", ()) for c in cells)

@@ -15,13 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fedlearn
-from fedlearn.panels import explorable
 from fedlearn.panels.engine import Engine
 from fedlearn.panels.explorable import Explorable
 from fedlearn.partition.files import write_whole
 
+from . import record as recorder
 from .lessons import lesson
 from .page import Cell, Lesson, tags
 from .record import Grid, checked, quick_grid, record
@@ -84,22 +85,33 @@ class Short(Engine):
         super().__init__(*args, rounds=min(rounds, 3), **others)
 
 
-def quick(stem: str) -> dict[str, str]:
+def quick(stem: str, folder: Path) -> dict[str, str]:
     """Of each panel two settings and three rounds: enough to see that all of it works.
+
+    What :func:`keep` wrote into ``folder`` is taken, if it still is what it would be.
+    """
+    found = kept(stem, folder)
+    if None in found.values():
+        for name, panel in panels(lesson(stem)):
+            keep(panel, stem, name, folder)
+            panel.close()
+        found = kept(stem, folder)
+    return {name: v["data"] for name, v in found.items() if v}
+
+
+def keep(panel: Explorable, stem: str, name: str, folder: Path) -> None:
+    """Record a panel quickly, wherever it lives: the test of the notebooks does it in each kernel.
 
     Of its declared grids the names are looked at; lessons have fewer values with FEDLEARN_FAST.
     """
-    found, grids = {}, declared(stem)
-    explorable.Engine = Short  # type: ignore[misc]
-    try:
-        for name, panel in panels(lesson(stem)):
-            for grid in grids.get(name, ()):
-                checked(dict.fromkeys(grid, ()), panel.controls)
-            found[name] = record(panel, quick_grid(panel.controls))["data"]
-            panel.close()
-    finally:
-        explorable.Engine = Engine  # type: ignore[misc]
-    return found
+    given, grids = lesson(stem), declared(stem)
+    for grid in grids.get(name, ()):
+        checked(dict.fromkeys(grid, ()), panel.controls)
+    with mock.patch.object(recorder, "Engine", Short):
+        made = record(panel, quick_grid(panel.controls))
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {"key": _key(given, name, grids), **made}
+    write_whole(_file(folder, stem, name), json.dumps(whole).encode())
 
 
 def panels(given: Lesson) -> Iterator[tuple[str, Explorable]]:
