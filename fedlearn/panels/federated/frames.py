@@ -167,7 +167,7 @@ class References:
         return columns
 
 
-def _reference(s: Settings, made: Setup, recipe: Recipe) -> Run:
+def _reference(s: Settings, made: Setup, recipe: Recipe) -> Iterator[Round]:
     if s.private:  # the same clients, called by the same coins
         clients = Simulated(recipe, made.x, made.y, made.parts)
         return federate(clients, rounds=s.rounds, cohort=poisson(s.rate), evaluate=made.test)

@@ -299,5 +299,5 @@ def check_names(who: str, given: Mapping[str, Any], taken: Sequence[str] = ()) -
 
 def pairs(s: Settings, x: Axis, y: Axis, seeds: Sequence[int] | None = None) -> list[Settings]:
     """The settings of every cell of a map, row by row; of each cell one a seed."""
-    each = [{"seed": n} for n in ((s.seed,) if seeds is None else seeds)]
+    each: list[dict[str, Any]] = [{"seed": n} for n in ((s.seed,) if seeds is None else seeds)]
     return [replace(s, **n | {x[0]: a, y[0]: b}) for b in y[1] for a in x[1] for n in each]

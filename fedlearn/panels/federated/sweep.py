@@ -68,9 +68,11 @@ class Sweep(Explorable):
                     f"{(name, values)!r}, e.g. x=('epochs', (1, 5, 20))"
                 )
         offered("Sweep: show", show)
-        fine = seeds is None or (hasattr(seeds, "__len__") and len(set(seeds)) == len(seeds) > 1)
-        check("Sweep", "seeds", seeds, fine, "two or more, each once, or None", (0, 1, 2))
-        seeds = None if seeds is None else tuple(seeds)
+        given: Any = seeds
+        several = np.ndim(given) == 1
+        seeds = tuple(np.asarray(given).tolist()) if several else ()  # Python's numbers, for Code
+        fine = given is None or (several and len({*seeds}) == len(seeds) > 1)
+        check("Sweep", "seeds", given, fine, "None, or two or more, each once", (0, 1, 2))
         taken = (x[0], y[0], *("seed",) * bool(seeds))
         if twice := next((name for name in taken if taken.count(name) > 1), None):
             raise ValueError(
@@ -82,7 +84,7 @@ class Sweep(Explorable):
         first = {"rounds": rounds, **settings, x[0]: x[1][0], y[0]: y[1][0]}
         self._fixed = self._settings = Settings(**first)
         one_of("Sweep", "measure", measure, self._fixed.columns)
-        cells = pairs(self._fixed, x, y, seeds)  # a wrong value is said now
+        cells = pairs(self._fixed, x, y, seeds or None)  # a wrong value is said now
         say = spoken()
         title = say({"accuracy": "test accuracy", "loss": "test loss"}.get(measure, measure))
         if "rounds" not in (x[0], y[0]):
@@ -130,7 +132,7 @@ class Sweep(Explorable):
     def _start(self) -> Snapshot:
         """The map before the first command: what is known already."""
         s = self.engine.snapshot()
-        known = self._known(pairs(self._settings, self.x, self.y, self.seeds))
+        known = self._known(pairs(self._settings, self.x, self.y, self.seeds or None))
         return Snapshot(0, {"settings": self._settings}, {}, known, 0, s.rounds, "idle")
 
     def _known(self, cells: list[Settings]) -> Frame:
@@ -141,7 +143,7 @@ class Sweep(Explorable):
             return {"heat": each.mean(-1)} | ({"spread": each.std(-1)} if self.seeds else {})
 
     def _make(self, settings: Settings) -> Iterator[Frame]:
-        cells = pairs(settings, self.x, self.y, self.seeds)
+        cells = pairs(settings, self.x, self.y, self.seeds or None)
         yield self._known(cells)
         for _ in sweep(cells, helpers=self._helpers, stale=lambda: self.engine.stale):
             yield self._known(cells)
