@@ -769,7 +769,7 @@ def test_without_uv_pip_puts_it_into_the_venv(run, calls, linux, index, monkeypa
     monkeypatch.setattr(run, "runs", lambda code: run.PYTHON.exists())
     run.prepare("lab", "cpu")
     one, two = calls.installs()
-    assert one == [str(run.PYTHON), "-m", "pip", "install", "uv>=0.7.14"]
+    assert one == [str(run.PYTHON), "-m", "pip", "install", "--no-compile", "uv>=0.7.14"]
     assert Path(two[0]).parent == run.PYTHON.parent and Path(two[0]).stem == "uv"
     assert "--torch-backend" in two
 
@@ -819,7 +819,7 @@ def started(run, monkeypatch):
     """The command that starts JupyterLab, as a list that `lab` fills."""
     command = []
     monkeypatch.setattr(run, "prepare", lambda *extras: None)
-    monkeypatch.setattr(run, "call", lambda words: command.extend(words) or 0)
+    monkeypatch.setattr(run, "call", lambda words, **env: command.extend(words) or 0)
     return command
 
 
