@@ -17,23 +17,11 @@ from ..model import Task
 from ..transform import Pipeline
 
 SHORT = {
-    "alpha": "α",
-    "epochs": "E",
-    "batch": "B",
-    "lr": "η",
-    "cohort": "K",
-    "clients": "N",
-    "labels_each": "labels each",
-    "shards_each": "shards each",
-    "size_alpha": "sizes α",
-    "mu": "μ",
-    "server_lr": "η_s",
-    "beta": "β",
-    "noise": "z",
-    "rate": "q",
-    "clip": "S",
+    "alpha": "α", "epochs": "E", "batch": "B", "lr": "η", "cohort": "K", "clients": "N",
+    "labels_each": "labels each", "shards_each": "shards each", "size_alpha": "sizes α",
+    "mu": "μ", "server_lr": "η_s", "beta": "β", "noise": "z", "rate": "q", "clip": "S",
     "budget": "budget ε",
-}
+}  # fmt: skip
 NAMES = {
     "fedavg": "FedAvg",
     "fedsgd": "FedSGD",
