@@ -11,6 +11,7 @@ from .rng import Use, hashed
 
 Parts = Sequence[np.ndarray] | Mapping[int, np.ndarray]  # client -> its rows of x and y
 _GATHER = 4_000_000  # numbers gathered at once: 16 MB
+torch.empty(30_000_000, dtype=torch.uint8)  # freed: glibc now keeps up to 60 MB for the next step
 
 
 class Shards(NamedTuple):
@@ -76,7 +77,7 @@ def schedule(
     """
     if not len(clients):
         return torch.zeros(0, 0, 1, dtype=torch.int64), torch.zeros(0, 0, 1), torch.zeros(0)
-    own = [parts[k] for k in clients]
+    own = [parts[k] for k in clients.tolist()]
     n = np.array([len(p) for p in own])
     largest = max(int(n.max()), 1)
     B, epochs = int(min(batch or largest, largest)), int(epochs)  # NumPy's small ones overflow
@@ -93,11 +94,10 @@ def schedule(
     for e in range(epochs):
         key = hashed(flat, seed, Use.SHUFFLE, at_round, e) >> np.uint64(20)
         index[client, e, at] = flat[np.argsort(key | first, kind="stable")]
-    shape = (len(own), epochs * T1, B)
-    mask = mask.reshape(shape)
+    mask = mask.reshape(len(own), epochs * T1, B)
     if work is not None:  # the first ceil(work_k tau_k) steps of client k's, at least one
         steps = np.cumsum(mask.any(-1), axis=1)
         done = steps <= np.maximum(np.ceil(np.asarray(work)[:, None] * steps[:, -1:]), 1)
         mask *= done[..., None]
-    index, n = index.reshape(shape), n.astype(np.float64)  # 2**24 + 1 is none of float32's
+    index, n = index.reshape(mask.shape), n.astype(np.float64)  # 2**24 + 1 is none of float32's
     return torch.from_numpy(index), torch.from_numpy(mask), torch.from_numpy(n)

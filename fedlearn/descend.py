@@ -69,15 +69,17 @@ def descend(
     push = lr * target if in_place and target is not None else None
 
     for t, batch in enumerate(shards.batches()):
-        live = taken[:, t, None]  # (K, 1), 0 for a client that has no batch left: it stands still
         if in_place:  # w <- a (w - lr/a g) + lr target: one pass behind the fused step
             total += in_place(w, *batch, lr / a)
-            if push is not None and bool(live.all()):
-                torch.add(push, w, alpha=a, out=w)
-            elif pull or push is not None:
-                w.mul_(1 - lr * pull * live)
-                if push is not None:
-                    w.addcmul_(push.expand_as(w), live)
+            if a == 1 and push is None:
+                continue
+        live = taken[:, t, None]  # (K, 1), 0 for a client that has no batch left: it stands still
+        if push is not None and bool(live.all()):
+            torch.add(push, w, alpha=a, out=w)
+        elif in_place:
+            w.mul_(1 - lr * pull * live)
+            if push is not None:
+                w.addcmul_(push.expand_as(w), live)
         else:  # the same with g stored: momentum, a gradient alone, a near 0
             g, loss = (grad or task.grad)(w, *batch)
             total += loss

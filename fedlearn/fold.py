@@ -13,6 +13,7 @@ from .transform import Memory
 
 Rule = Callable[[Tensor, Tensor], Tensor]  # (R, d), p (R,) -> (d,), see Reduce.fold
 Done = Iterable[tuple[np.ndarray, Reply, tuple[Memory, ...]]]  # places, reply, memory of some rows
+TOGETHER = 8  # rows that are added up at once: chunks', then sums'
 _MAPPED = 1_000_000_000  # bytes from which rows lie in a file
 
 
@@ -51,11 +52,12 @@ def join(done: Done, K: int, rule: Rule | None) -> tuple[Reply, tuple[Memory, ..
     """
     reply: Reply = {}
     kept: tuple[Memory, ...] = ()
+    sums: list[Reply] = []
+    none = lambda v: rows(torch.zeros_like(v[0]), K)
+    stacked = lambda sums: {k: torch.cat([one[k] for one in sums]) for k in sums[0]}
     for where, some, own in done:
         at = torch.from_numpy(where).to(some["n"].device)
-        kept = kept or tuple(
-            {k: rows(torch.zeros_like(v[0]), K) for k, v in o.items()} for o in own
-        )
+        kept = kept or tuple({k: none(v) for k, v in o.items()} for o in own)
         for mine, now in zip(kept, own, strict=True):
             for k, v in now.items():
                 mine[k][at] = v
@@ -68,9 +70,9 @@ def join(done: Done, K: int, rule: Rule | None) -> tuple[Reply, tuple[Memory, ..
         each[at], one = some.get("each", some["n"]), _one(some, rule)
         if not one["delta"].sum().isfinite():  # then look whose fault it is
             sane[at] = some.get("sane", some["delta"].isfinite().all(1))
-        before = {k: torch.cat([reply[k], v]) for k, v in one.items()} if reply else None
-        reply = {**(_one(before, rule) if before else one), "each": each, "sane": sane}
-    return reply, kept
+        sums, reply = [*sums, one], {"each": each, "sane": sane}
+        sums = [_one(stacked(sums), rule)] if len(sums) == TOGETHER else sums
+    return (reply | _one(stacked(sums), rule) if rule and sums else reply), kept
 
 
 def _one(reply: Reply, rule: Rule) -> Reply:

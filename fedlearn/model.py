@@ -24,6 +24,7 @@ __all__ = [
     "from_module", "mlp", "softmax_regression", "squared_error", "to_module", "views",
     "without_batch_norm",
 ]  # fmt: skip
+_SMALL = 1000  # numbers of a layer up to which its gradient is stored: a call a client costs more
 
 
 def softmax_regression(n_in: int, n_classes: int) -> Task:
@@ -85,7 +86,7 @@ def mlp(*dims: int, seed: int = 0) -> Task:
         objective = ((total.log() - right) * w).sum((-2, -1))
         delta = odds.mul_(w / total).scatter_add_(-1, target, -w)  # (softmax - onehot) / n
         for i in range(last, -1, -1):
-            below = (delta @ layers[2 * i]).mul_(hs[i] > 0) if i else delta
+            below = torch.bmm(delta, layers[2 * i]).mul_(hs[i] > 0) if i else delta
             receive(i, delta, hs[i])
             delta = below
         return objective
@@ -104,10 +105,10 @@ def mlp(*dims: int, seed: int = 0) -> Task:
         layers = views(theta, shapes)
 
         def apply(i: int, delta: Tensor, h: Tensor) -> None:
-            if theta.dtype == delta.dtype:
+            if theta.dtype == delta.dtype and delta.shape[-1] * h.shape[-1] > _SMALL:
                 layers[2 * i].baddbmm_(delta.mT, h, alpha=-lr)
             else:
-                layers[2 * i].sub_(delta.mT @ h, alpha=lr)
+                layers[2 * i].sub_(torch.bmm(delta.mT, h), alpha=lr)
             layers[2 * i + 1].sub_(delta.sum(-2), alpha=lr)
 
         return backward(layers, x, y, mask, apply)

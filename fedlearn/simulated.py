@@ -13,14 +13,13 @@ from .algorithms.base import broadcast, payload
 from .checks import check, positive, whole
 from .data import check_population, like
 from .fleet import Fleet, check_fleet
-from .fold import Rule, join, rows
+from .fold import TOGETHER, Rule, join, rows
 from .recipe import Memories, Recipe, client_step, shards_of
 from .transform import Context
 from .workers import Team, still
 
 _CACHE = 2_000_000  # parameters of a chunk: 8 MB; fewer steps in Python, and in the cache of most
 _PADDED = 100_000_000  # numbers that a chunk lays out, padding and all: 400 MB
-_TOGETHER = 8  # chunks that are added up before their sum is added to the others
 _KEPT = 25_000_000  # numbers of a round's updates that are kept without being asked for: 100 MB
 
 
@@ -108,14 +107,15 @@ class Simulated:
         once = not any(memory) or len(np.unique(who)) == len(who)
         must = "without a client twice, for they remember something: draw without replacement"
         check("Simulated", "the cohort", who, once, must, "weighted(k, sizes, replace=False)")
-        n = np.array([len(self.parts[k]) for k in who], np.int64)
+        n = np.array([len(self.parts[k]) for k in who.tolist()], np.int64)
         order = np.argsort(n, kind="stable")  # clients of like sizes together: little is padded
         rule, chunks = self._rule(message, ctx), range(self.chunk, len(order), self.chunk)
         many = self.workers if rule is None and ctx.work is None else 1
-        cuts = [piece for c in np.split(order, chunks) for piece in self._pieces(c, n, many)]
+        cuts = np.split(order, chunks) if chunks else [order]
+        cuts = [piece for c in cuts for piece in self._pieces(c, n, many)]
         if len(cuts) == 1:
             return self._train(message, ctx, self._own(memory, who))
-        size = _TOGETHER if rule else 1
+        size = TOGETHER if rule else 1
         groups = [cuts[i : i + size] for i in range(0, len(cuts), size)]
         return join(self._side_by_side(groups, message, ctx, memory), len(who), rule)
 
@@ -176,10 +176,10 @@ class Simulated:
             return [cut]
         least, largest = int(n[cut[0]]), int(n[cut[-1]])
         B = min(self.recipe.batch or largest, largest)
-        one = B * self.x[0].numel() + 8 * self.recipe.epochs * largest  # numbers that it lays out
+        one = B * self.x.shape[1:].numel() + 8 * self.recipe.epochs * largest  # what it lays out
         if one * len(cut) <= _PADDED:
             alike = least >= B and -(-least // B) == -(-largest // B)
-            return np.array_split(cut, min(many, len(cut)) if alike else 1)
+            return np.array_split(cut, min(many, len(cut))) if alike and many > 1 else [cut]
         return [piece for half in np.array_split(cut, 2) for piece in self._pieces(half, n, many)]
 
     def _train(self, message: Message, ctx: Context, own: Memories) -> tuple[Reply, Memories]:

@@ -4,6 +4,7 @@ Every gradient here is taken for K clients at once. Client k has its own paramet
 a (K, d) matrix and every batch carries a leading K: the mathematics of one client, written once.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -128,7 +129,5 @@ def views(theta: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         tensor([0., 0.])
         tensor([0., 1., 2., 3., 0., 0.])
     """
-    sizes = [torch.Size(s).numel() for s in shapes]
-    return [
-        v.view((*v.shape[:-1], *s)) for v, s in zip(theta.split(sizes, dim=-1), shapes, strict=True)
-    ]
+    rows, parts = theta.shape[:-1], torch.split_with_sizes(theta, [*map(math.prod, shapes)], -1)
+    return [v.view((*rows, *s)) for v, s in zip(parts, shapes, strict=True)]

@@ -82,7 +82,7 @@ class Context(NamedTuple):
             check_rows("clients.run", rows, rows.get("n", n[:0]).numel(), "loss", "n")
         else:
             check_rows("clients.run", reply, K, "loss", "n")
-        good = bool(((n > 0) & n.isfinite()).all())
+        good = bool(((n > 0) & (n < torch.inf)).all())  # NaN is neither
         check("clients.run", "reply['n']", n.tolist(), good, "> 0 and finite", "shards.n")
         return ctx
 

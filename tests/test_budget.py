@@ -20,7 +20,7 @@ ROOMS = (
     *("compress", "fleet", "fold", "workers", "asynchronous", "flower", "attacks", "privacy"),
     *("personal", "vertical", "panels"),
 )
-LIMITS = {"core": (3_570, 1_655), "all": (19_100, None)}  # lines, lines of code
+LIMITS = {"core": (3_570, 1_655), "all": (19_300, None)}  # lines, lines of code
 QUIET = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 QUIET |= {tokenize.ENDMARKER}
 PRAGMA = re.compile(r"\s*# (type: ignore|noqa).*")  # ruff does not count it either

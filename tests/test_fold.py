@@ -295,7 +295,7 @@ def processes_of(name):  # type: ignore[no-untyped-def]
 def test_processes_change_no_bit_and_end_with_the_clients(folded, monkeypatch):
     """Two of them, for a method that remembers and for a module, added up or not."""
     monkeypatch.setattr(place, "_KEPT", 0 if folded else place._KEPT)
-    monkeypatch.setattr(place, "_TOGETHER", 1)  # eight jobs, more than are under way at once
+    monkeypatch.setattr(place, "TOGETHER", 1)  # eight jobs, more than are under way at once
     p, method = processes_of("scaffold" if folded else "a module")
     there = lambda w: made(p, method, chunk=1, workers=w)
     one, clients = list(federate(there(1), rounds=3)), there(2)

@@ -631,6 +631,40 @@ def test_the_code_of_a_sweep_makes_the_same_map(made, capsys):
     assert "lr=0.501" in p.status.code
 
 
+def test_a_map_over_seeds_is_the_mean_of_their_maps_and_says_how_far_they_lie_apart(made, capsys):
+    seeds = np.array([3, 5, 8])
+    kw = {**AXES, "rounds": 2, "clients": 5, "helpers": 0, "preview": True, "show": ()}
+    p = made(Sweep, **kw, seeds=seeds)
+    one_each = [grid(Settings(rounds=2, clients=5, seed=int(n)), **AXES, helpers=0) for n in seeds]
+    assert p.engine.snapshot().round == 12  # a run a cell and seed
+    assert p.table() == pytest.approx(np.mean(one_each, 0)) and len(set(one_each[0].flat)) > 1
+    heat = p.parts[0]
+    assert heat.spread == pytest.approx(np.std(one_each, 0)) and (heat.spread > 0).all()
+    assert np.frombuffer(heat.spreads, np.float32) == pytest.approx(heat.spread.ravel())
+    first = f"{np.mean(one_each, 0)[0, 0]:.3f}\n± {np.std(one_each, 0)[0, 0]:.3f}"
+    assert first in [t.get_text() for t in p.figure().axes[0].texts]
+    assert f"± {heat.spread.flat[heat.table.argmax()]:.2g} (" in heat.label.split(" to ")[1]
+    _, header, *rows = [None, *p._table(p.engine.snapshot()).decode().splitlines()]
+    assert header == "alpha,epochs,accuracy,std" and len(rows) == 4
+    assert [float(v) for v in rows[1].split(",")] == pytest.approx(
+        [0.1, 2, heat.table[0, 1], heat.spread[0, 1]]
+    )
+    p.show_code()
+    exec(p.status.code, found := {})
+    assert found["found"].shape == (3, 2, 2) and found["found"] == pytest.approx(np.array(one_each))
+    capsys.readouterr()
+
+
+def test_a_cell_of_which_one_seed_fails_has_failed(made, monkeypatch):
+    of = lambda s: {} if s.seed == 1 and s.epochs == 2 else {"accuracy": 0.5 + s.seed / 4}
+    monkeypatch.setattr(workers, "final", lambda s, stale: of(s))
+    monkeypatch.setattr(workers, "_KNOWN", {})
+    p = made(Sweep, **AXES, seeds=(0, 1), helpers=0, preview=True)
+    assert p.table()[0].tolist() == [0.625, -np.inf] and p.parts[0].spread[0, 0] == 0.125
+    assert "failed" in [t.get_text() for t in p.figure().axes[0].texts]
+    whole(p)
+
+
 def test_closing_leaves_no_model_and_no_thread():
     before = set(W.widgets.widget._instances)
     for make, kw in KINDS.values():
@@ -645,7 +679,9 @@ def test_closing_leaves_no_model_and_no_thread():
     "wrong",
     [(Sweep, {"x": ("dataset", ("wine",))}), (Sweep, {"show": ("alpa",)}),
      (Sweep, {"x": ("alpha", (1.0,))}), (Sweep, {"measure": "f1"}),
-     (Sweep, {"y": ("alpha", (0.0,))}),
+     (Sweep, {"y": ("alpha", (0.0,))}), (Sweep, {"seeds": ()}), (Sweep, {"seeds": 3}),
+     (Sweep, {"seeds": (1, 1)}), (Sweep, {"seeds": (0, -1)}),
+     (Sweep, {"seeds": (0, 1), "x": ("seed", (2, 3))}),
      (Compare, {"vary": "cohort"}), (Compare, {"show": ("alpa",)}),
      (Compare, {"b": "dirichlet"}), (Panel, {"parts": ("client_curves",)}),
      (Panel, {"size_alpha": 0.0})],

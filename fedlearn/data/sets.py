@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check, one_of
-from ..partition.plain import _values
+from ..partition.plain import distinct
 from ..rng import Use, numpy_rng
 from . import pictures
 from .arrays import check_finite, tensor
@@ -149,9 +149,9 @@ def own(
     if values.dtype.kind == "f":
         check_finite("own", "y", tensor("own", "y", y), x.dtype)
     else:
-        kinds, values = _values("own, y", y)
+        kinds, values = distinct("own, y", y)
         classes = len(kinds)
-    clients = None if group is None else _values("own, group", group)[1]
+    clients = None if group is None else distinct("own, group", group)[1]
     fits = len(values) == len(x) == len(values if clients is None else clients)
     check("own", "x", f"{len(x)} rows", fits, "as long as y and group", "table[columns]")
     if scale:

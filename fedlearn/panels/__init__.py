@@ -37,11 +37,12 @@ from .parts.lines import boundary_scene
 from .parts.pictures import Pictures
 from .parts.plane import Plane
 from .parts.readout import Readout
+from .words import language
 
 del anywidget, ipywidgets
 
 __all__ = [
     "Bars", "Boundary", "Compare", "Curve", "Dots", "Engine", "Explorable", "Heat", "Holdings",
     "Panel", "Part", "Past", "Pictures", "Plane", "Readout", "Settings", "Snapshot", "Sweep",
-    "boundary_scene", "code", "controls", "frames", "grid",
+    "boundary_scene", "code", "controls", "frames", "grid", "language",
 ]  # fmt: skip

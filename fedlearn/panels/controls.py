@@ -10,13 +10,15 @@ from typing import Any
 import ipywidgets as W
 
 from ..checks import check, is_whole, positive, whole
+from .words import spoken
 
 __all__ = ["choices", "float_slider", "heading", "log_slider", "menu", "slider"]
 
 
 def _look(name: str, tip: str) -> dict[str, Any]:
+    say = spoken()
     style = {"style": {"description_width": "88px"}, "layout": {"width": "auto"}}
-    return {"description": name, "tooltip": tip or name, **style}
+    return {"description": say(name), "tooltip": say(tip or name), **style}
 
 
 def slider(name: str, value: int, low: int, high: int, *, step: int = 1, tip: str = "") -> W.Widget:
@@ -104,7 +106,7 @@ def heading(text: str) -> W.Widget:
         >>> heading("DATA").description
         ''
     """
-    label = W.Label(text)
+    label = W.Label(spoken()(text))
     label.add_class("fl-group")
     return label
 
@@ -136,7 +138,7 @@ def mark(control: W.Widget, style: str, on: bool) -> None:
 
 def _options(who: str, name: str, options: Any, value: Any) -> list[tuple[str, Any]]:
     """(what is shown, value) of each."""
-    pairs = [*options.items()] if isinstance(options, Mapping) else [(str(v), v) for v in options]
+    pairs = options.items() if isinstance(options, Mapping) else [(str(v), v) for v in options]
     known = [v for _, v in pairs]
     check(who, "options", known, bool(known), "at least one", "['a', 'b']")
     if value not in known:
@@ -144,4 +146,4 @@ def _options(who: str, name: str, options: Any, value: Any) -> list[tuple[str, A
             f"{who}: {name} has no option {value!r}; there are "
             f"{', '.join(map(repr, known))}, e.g. value={known[0]!r}"
         )
-    return pairs
+    return [(spoken()(label), v) for label, v in pairs]

@@ -20,7 +20,7 @@ from .figure import figure, png
 from .parts.base import Part
 from .parts.readout import Readout, Status
 from .save import claim, table
-from .words import flat, words
+from .words import flat, spoken, words
 
 _SAVE = "CSV, PNG beside the notebook. A panel lives in the kernel: a restart forgets its last run"
 
@@ -80,6 +80,7 @@ class Explorable:
         not_negative("Explorable", "seconds", seconds, 2.0)
         positive("Explorable", "fps", fps, 20.0)
         kernel.replace_older(self)
+        self.say = spoken()
         self.controls, self.parts, self.name = dict(controls), list(parts), name
         for widget in (*self.controls.values(), *self.parts):
             kernel.open_tree(widget)
@@ -128,7 +129,8 @@ class Explorable:
             if self._loop in (None, kernel.running_loop()) or not self._loop.is_running():
                 self._draw_file(*paths)
             else:
-                self.status.news = f"Saving {paths[0].name}: its picture comes after this cell"
+                later = "Saving {name}: its picture comes after this cell"
+                self.status.news = self.say(later, name=paths[0].name)
                 self._loop.call_soon_threadsafe(self._saved_later, *paths)
         return paths
 
@@ -137,9 +139,10 @@ class Explorable:
         s = snapshot or self.engine.snapshot()
         if self._caption:
             return self._caption(s)
-        settings = ", ".join(f"{k} {words(v)}" for k, v in flat(s.params).items())
-        pictures = ". ".join(p.label or p.title for p in self.parts)
-        return f"{pictures}. Settings: {settings}."
+        said = [f"{self.say(k)} {words(v, self.say)}" for k, v in flat(s.params).items()]
+        pictures = self.say(". ").join(p.label or p.title for p in self.parts)
+        said_of = {"pictures": pictures, "settings": self.say(", ").join(said)}
+        return self.say("{pictures}. Settings: {settings}.", **said_of)
 
     # -- building --------------------------------------------------------------------------------
 
@@ -157,26 +160,28 @@ class Explorable:
         kernel.hear_while_busy(self.ui)
 
     def _head(self) -> W.Widget:
-        self.run_button = _button(
-            "Run", "play", "Run or pause the training", self._safely(self._toggled)
-        )
-        self.step_button = _button(
-            "Step", "step-forward", "One round", self._safely(lambda: self.engine.step())
-        )
-        self.reset_button = _button(
-            "Reset", "undo", "Back to round 0", self._safely(lambda: self.engine.reset())
-        )
+        make = self._button
+        toggle, step = self._safely(self._toggled), self._safely(lambda: self.engine.step())
+        self.run_button = make("Run", "play", "Run or pause the training", toggle)
+        self.step_button = make("Step", "step-forward", "One round", step)
+        reset = self._safely(lambda: self.engine.reset())
+        self.reset_button = make("Reset", "undo", "Back to round 0", reset)
         buttons = _box([self.run_button, self.step_button, self.reset_button], "fl-buttons")
         return _box([buttons, self.readout], "fl-head")
 
     def _foot(self) -> W.Widget:
-        predict = W.HTML(self._predict)
+        predict = W.HTML(self.say(self._predict))
         predict.add_class("fl-predict")
-        buttons = [_button("Save", "download", _SAVE, self._save)]
+        buttons = [self._button("Save", "download", _SAVE, self._save)]
         if self._code:
             tip = "The Python that makes this run"
-            buttons.insert(0, _button("Code", "code", tip, self._safely(self.show_code)))
+            buttons.insert(0, self._button("Code", "code", tip, self._safely(self.show_code)))
         return _box([predict, *buttons], "fl-foot")
+
+    def _button(self, name: str, icon: str, tip: str, do: Callable[[], Any]) -> W.Button:
+        button = W.Button(description=self.say(name), icon=icon, tooltip=self.say(tip))
+        button.on_click(lambda _: do())
+        return button
 
     # -- from the browser, on whatever thread the kernel chose -----------------------------------
 
@@ -214,14 +219,14 @@ class Explorable:
         try:
             self.save()
         except Exception as e:
-            self.status.news = f"Nothing saved: {in_words(e)}"
+            self.status.news = self.say("Nothing saved: {error}", error=in_words(e))
 
     def _saved_later(self, *paths: Path) -> None:
         try:
             with _all_or_none(paths[0]):
                 self._draw_file(*paths)
         except Exception as e:
-            self.status.news = f"Nothing saved: {in_words(e)}"
+            self.status.news = self.say("Nothing saved: {error}", error=in_words(e))
 
     def _safely(self, do: Callable[[], Any]) -> Callable[[], None]:
         """What a button does; what goes wrong is said in the panel."""
@@ -246,10 +251,10 @@ class Explorable:
         self.status.show(replace(s, error=self._wrong or s.error or "".join(map(in_words, failed))))
         if hasattr(self, "run_button"):
             running = s.state == "running"
-            self.run_button.description = "Pause" if running else "Run"
+            self.run_button.description = self.say("Pause" if running else "Run")
             self.run_button.icon = "pause" if running else "play"
         if s.state != "running":
-            self.status.said = f"{s.state}. {self.caption(s)}"
+            self.status.said = self.say(s.state) + self.say(". ") + self.caption(s)
         if self._showing_code and self._code:
             self.status.code = self._code(s)
         if failed:
@@ -275,7 +280,8 @@ class Explorable:
         if os.path.lexists(picture):
             raise FileExistsError(f"there is a {picture.name} now: save once more")
         write_whole(picture, drawn)
-        self.status.news = f"Saved {data.name} and {picture.name} in {data.parent}"
+        names = {"data": data.name, "picture": picture.name, "folder": data.parent}
+        self.status.news = self.say("Saved {data} and {picture} in {folder}", **names)
 
     def _repr_mimebundle_(
         self, include: Any = None, exclude: Any = None
@@ -304,9 +310,3 @@ def _box(children: Iterable[W.Widget], *classes: str) -> W.Box:
     for c in classes:
         box.add_class(c)
     return box
-
-
-def _button(name: str, icon: str, tip: str, do: Callable[[], Any]) -> W.Button:
-    button = W.Button(description=name, icon=icon, tooltip=tip)
-    button.on_click(lambda _: do())
-    return button

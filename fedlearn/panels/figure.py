@@ -3,10 +3,15 @@
 Drawn on the main thread only: Matplotlib used from another thread breaks the reader's own plots.
 """
 
+import contextlib
 import io
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
+from matplotlib import font_manager, rc_context, rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -16,7 +21,37 @@ from .parts.base import Part
 def figure(
     parts: Sequence[Part], *, title: str = "", size: tuple[float, float] | None = None
 ) -> Figure:
-    """All parts in one figure, laid out as in the panel."""
+    """All parts in one figure, laid out as in the panel, in fonts that have its language."""
+    more = _here(*parts[0].say.fonts)
+    with rc_context({"font.family": [*rcParams["font.family"], *more]}), _without_warnings():
+        return _laid_out(parts, title, size)
+
+
+@lru_cache
+def _here(*wanted: str) -> list[str]:
+    """The fonts that this machine has; Matplotlib's list is as old as its cache."""
+    if wanted and not {*wanted} & {*font_manager.get_font_names()}:
+        for path in font_manager.findSystemFonts():
+            with contextlib.suppress(Exception):  # not every file is a font that it can read
+                font_manager.fontManager.addfont(path)
+    return [f for f in wanted if f in font_manager.get_font_names()]
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Boxes where no font has the letter, plain where none is bold: not worth a warning each."""
+    log = logging.getLogger("matplotlib.font_manager")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
+def _laid_out(parts: Sequence[Part], title: str, size: tuple[float, float] | None) -> Figure:
     n = len(parts)
     rows, columns = (2, 2) if n > 2 else (1, n)
     fig = Figure(figsize=size or (9.6, 2.9 * rows if n > 1 else 4.2), dpi=100, layout="constrained")
@@ -48,5 +83,6 @@ def png(fig: Figure) -> bytes:
     """The figure as PNG, the same bytes for the same picture: good for version control."""
     out = io.BytesIO()
     small: dict[str, Any] = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
-    fig.savefig(out, format="png", facecolor="white", **small)
+    with _without_warnings():
+        fig.savefig(out, format="png", facecolor="white", **small)
     return out.getvalue()

@@ -156,7 +156,7 @@ def by_attribute(
     Reference:
         Caldas et al., 2018, "LEAF: a benchmark for federated settings" (writers of FEMNIST).
     """
-    values, owner = _values("by_attribute", attribute)
+    values, owner = distinct("by_attribute", attribute)
     N = len(values) if n_clients is None else n_clients
     whole("by_attribute", "n_clients", N)
     if N > len(values):
@@ -219,8 +219,8 @@ def match(
         >>> both, both.names
         ([array([1]), array([], dtype=int64), array([0])], ('Basel', 'Bern', 'Chur'))
     """
-    values, at = _values("match", attribute)
-    values_test, at_test = _values("match", attribute_test)
+    values, at = distinct("match", attribute)
+    values_test, at_test = distinct("match", attribute_test)
     held = rows("match", parts, len(at))
     owns = np.stack([np.bincount(at[own], minlength=len(values)) for own in held])  # (N, values)
     number = {v: i for i, v in enumerate(values.tolist())}
@@ -241,7 +241,7 @@ def match(
     return Parts(map(np.concatenate, pieces), names=names_of(parts))
 
 
-def _values(name: str, attribute: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distinct(name: str, attribute: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The different values, sorted, and which of them each example has."""
     column = np.asarray(attribute.cpu() if hasattr(attribute, "cpu") else attribute)
     if column.ndim != 1 or not len(column):

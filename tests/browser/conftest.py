@@ -64,6 +64,20 @@ panel""",
 ]
 
 
+# A panel of each kind in Chinese.
+CHINESE = [
+    """from fedlearn.panels import Compare, Panel, Sweep, language
+
+language("zh")
+chinese = Panel(show=("dataset", "clients", "partition", "alpha", "feature", "method", "model",
+                      "epochs", "batch", "lr", "cohort"), alpha=0.01, rounds=3)
+chinese""",
+    "Compare(rounds=2)",
+    "Sweep(x=('epochs', (1, 2)), y=('batch', (32, None)), rounds=1, clients=5, seeds=(0, 1),\n"
+    "      helpers=0, preview=True)",
+]
+
+
 WHOLE = "01_what_is_federated_learning.ipynb"  # as its reader finds it
 
 
@@ -97,7 +111,7 @@ def site(tmp_path_factory: pytest.TempPathFactory):
     for name, panel in SCRATCH.items():
         cell = f"from fedlearn.panels import {panel.split('(')[0]}\n\npanel = {panel}\npanel"
         write_notebook(root / f"{name}.ipynb", cell, "1 + 1")
-    write_notebook(root / "own.ipynb", *OWN)
+    write_notebook(root / "own.ipynb", *OWN, *CHINESE)
     os.environ.setdefault("FEDLEARN_FAST", "1")
     with lab_server(root) as (address, token):
         yield address, token

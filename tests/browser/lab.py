@@ -136,7 +136,8 @@ def open_lab(page: Any, address: str, token: str, timeout: int = 90_000) -> None
 
 def open_notebook(page: Any, name: str, timeout: int = 90_000) -> None:
     """Open a notebook and wait for its kernel."""
-    page.evaluate("path => jupyterapp.commands.execute('docmanager:open', { path })", name)
+    opened = "async path => { await jupyterapp.commands.execute('docmanager:open', { path }); }"
+    page.evaluate(opened, name)  # without its result, the widget, which is too deep to be sent
     page.wait_for_function(
         """name => {
           const w = jupyterapp.shell.currentWidget, c = w?.sessionContext;

@@ -10,8 +10,10 @@ Those marked ``alone`` measure, so ``run.py`` gives them the machine; the others
 
 from __future__ import annotations
 
+import os
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,9 +38,15 @@ def test_a_lesson(page, record_property, name):
     screenshots(page, name)
 
 
-def test_a_panel_of_one_s_own(page):
+def test_a_panel_of_one_s_own_and_panels_in_chinese(page):
+    panel = drawn(page, "own.ipynb")  # one kernel for both: to start it takes longest
+    takes_anybody_s_world(page, panel)
+    speaks_chinese(page, page.locator(".fl-root").all()[1:])
+    assert page.problems == []
+
+
+def takes_anybody_s_world(page: Any, panel: Any) -> None:
     """Her CSV, her module: it moves, its menus have their names, and Code is run in a cell."""
-    panel = drawn(page, "own.ipynb")
     for name, own in (("Dataset", "patients"), ("Model", "Sequential")):
         menu = panel.get_by_label(name, exact=True)
         assert menu.evaluate("e => e.selectedOptions[0].textContent") == own
@@ -60,8 +68,47 @@ def test_a_panel_of_one_s_own(page):
     panel.get_by_label("Model", exact=True).select_option("network")
     panel.locator(f".fl-part svg[data-gen='{int(run) + 1}']").first.wait_for(timeout=10_000)
     assert in_kernel(page, "print([panel.status.error])") == "['']\n"
-    assert page.problems == []
     screenshots(page, "own")
+
+
+# Every text for eye and ear but the code, and the two that lie on each other in one picture.
+SAID = """root => [...root.querySelectorAll('*')].filter(e => !e.closest('pre')).flatMap(e => [
+  ...[...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data),
+  ...['aria-label', 'aria-valuetext', 'title'].map(k => e.getAttribute(k) || '')])
+  .filter(t => t.trim() && t !== 'null')"""  # ipywidgets' title where there is none
+OVERLAPS = """root => [...root.querySelectorAll('.fl-part')].flatMap(part => {
+  const texts = [...part.querySelectorAll('text, .fl-drift, .fl-scale, .fl-title')]
+    .filter(e => e.textContent && e.checkVisibility({ visibilityProperty: true }));
+  const boxes = texts.map(e => { const r = document.createRange(); r.selectNodeContents(e);
+    return e.matches('text') ? e.getBoundingClientRect() : r.getBoundingClientRect(); });
+  const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 5;
+  return texts.flatMap((e, i) => texts.slice(0, i).filter((_, j) => meet(boxes[i], boxes[j]))
+    .map(f => `${f.textContent} | ${e.textContent}`)); })"""
+
+
+def speaks_chinese(page: Any, panels: list[Any]) -> None:
+    """A panel of each kind says all in Chinese but names and symbols; nothing is cut or covered."""
+    names = {*"FedAvg FedSGD FedProx SCAFFOLD FedNova FedDyn FedAvgM FedAdagrad FedAdam".split()}
+    names |= {*"FedYogi DP softmax CSV PNG Python MB kB inf".split()}
+    assert len(panels) == 3
+    for i, panel in enumerate(panels):
+        panel.scroll_into_view_if_needed()
+        texts = panel.evaluate(SAID)
+        words = {w for t in texts for w in re.findall("[A-Za-z]{2,}", t)}
+        assert words <= names and sum(bool(re.search("[一-龥]", t)) for t in texts) > 20
+        for width in (1366, 390):
+            is_not_cut_off_at_any_width(page, panel, width)
+            assert panel.evaluate(OVERLAPS) == [], f"at {width} px"
+            if folder := os.environ.get("SHOTS"):
+                page.set_viewport_size({"width": 1800, "height": 1800})
+                panel.screenshot(path=Path(folder) / f"chinese-{i}-{width}.png")
+    panels[0].get_by_role("button", name="代码").click()
+    panels[0].locator("pre", has_text="collect(federate(").wait_for()
+    assert panels[0].get_by_role("slider", name="偏斜 α", exact=True).count() == 1
+    assert panels[0].locator('[aria-label="偏斜 α的值"]').inner_text() == "0.010"
+    in_kernel(page, "chinese.status.error = 'too many clients'")
+    assert panels[0].get_by_role("alert").inner_text().endswith("出错了，原文：too many clients")
 
 
 def test_compare(page, record_property):
@@ -156,6 +203,7 @@ def test_the_full_panel(page):
     panel = drawn(page, "scratch.ipynb")
     reads_well_without_eyes_and_mouse(page, panel)
     is_not_cut_off_at_any_width(page, panel)
+    panel.evaluate("e => { e.style.maxWidth = e.style.width = ''; }")
     has_the_browsers_value_in_the_kernel(page, panel)
 
 
@@ -183,8 +231,8 @@ def reads_well_without_eyes_and_mouse(page: Any, panel: Any) -> None:
     in_kernel(page, "panel.status.error = ''")
 
 
-def is_not_cut_off_at_any_width(page: Any, panel: Any) -> None:
-    for width in (1500, 960, 700, 420):
+def is_not_cut_off_at_any_width(page: Any, panel: Any, *widths: int) -> None:
+    for width in widths or (1500, 960, 700, 420):
         panel.evaluate("(e, w) => { e.style.maxWidth = e.style.width = w + 'px'; }", width)
         page.wait_for_timeout(400)
         cut = panel.evaluate(
@@ -207,7 +255,6 @@ def is_not_cut_off_at_any_width(page: Any, panel: Any) -> None:
                  .map(e => parseFloat(getComputedStyle(e).fontSize))"""
         )
         assert min(sizes) >= 13
-    panel.evaluate("e => { e.style.maxWidth = e.style.width = ''; }")
 
 
 def has_the_browsers_value_in_the_kernel(page: Any, panel: Any) -> None:

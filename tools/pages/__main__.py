@@ -43,7 +43,7 @@ def make(out: Path, names: Sequence[str] = (), *, how: str = "", jobs: int = 1) 
     if how == "quick":
         os.environ.setdefault("FEDLEARN_FAST", "1")
         for x in chosen:
-            x.recordings = quick(x.stem)
+            x.recordings = quick(x.stem, out / "quick")
     elif how != "still":
         record(chosen, out / "recorded", jobs)
     for x in chosen:

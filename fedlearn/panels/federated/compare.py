@@ -13,7 +13,7 @@ from ..explorable import Explorable
 from ..parts.curve import Curve
 from ..parts.holdings import Holdings
 from ..save import table
-from ..words import said, words
+from ..words import Words, said, spoken, words
 from . import controls as knobs
 from .code import code
 from .frames import frames
@@ -90,17 +90,21 @@ class Compare(Explorable):
         self._fixed = Settings(**{"rounds": rounds, **settings, vary: a})
         replace(self._fixed, **{vary: b})  # a wrong value is said now
         knobs.offered("Compare: curves", curves, self._fixed.columns)
-        unit, log = ("accuracy", "worst"), {"loss": {"log": True, "title": "test loss (log scale)"}}
-        fixed: Any = {c: {"ylim": (0, 1), "legend": "bottom", "title": f"test {c}"} for c in unit}
-        line = lambda c: Curve({"A": "", "B": ""}, **{"title": c, **(log | fixed).get(c, {})})
-        self._curves = {c: line(c) for c in curves}
+        share: Any = {"ylim": (0, 1), "legend": "bottom"}
+        look: dict[str, Any] = {
+            "loss": {"log": True, "title": "test loss (log scale)"},
+            "accuracy": {"title": "test accuracy", **share},
+            "worst": {"title": "test worst", **share},
+        }
+        pair = {"A": "", "B": ""}
+        self._curves = {c: Curve(pair, **look.get(c, {"title": c})) for c in curves}
         super().__init__(
             _all_controls(self._fixed, show, vary, b, self._most_clients),
             self._make,
             [*self._curves.values(), *(Holdings(key=f"counts_{c}") for c in "ab")],
             rounds=rounds,
             seconds=seconds,
-            readout=_numbers,
+            readout=lambda s: _numbers(s, self.say),
             predict=predict,
             code=lambda s: "\n".join(f"# {c.upper()}\n{code(s.params[c])}" for c in "ab"),
             name="compare",
@@ -140,7 +144,7 @@ class Compare(Explorable):
             yield frame
 
     def _frame(self, s: Snapshot) -> None:
-        differ = {c: _differ(s.params, c) for c in "ab"}
+        differ = {c: _differ(s.params, c, self.say) for c in "ab"}
         for column, curve in self._curves.items():
             curve.columns = {f"{c.upper()}: {differ[c]}": f"{column}_{c}" for c in "ab"}
         for part, c in zip(self.parts[-2:], "ab"):
@@ -152,12 +156,14 @@ class Compare(Explorable):
     def caption(self, snapshot: Snapshot | None = None) -> str:
         """One sentence for those who can't see the picture."""
         s = snapshot or self.engine.snapshot()
-        both = []
+        both, say = [], self.say
         for c in "ab":
             loss = s.columns.get(f"loss_{c}")
-            end = "" if loss is None else f", loss {loss[-1]:.3g}"
-            both.append(f"{c.upper()}: {_differ(s.params, c)}{end}")
-        return f"{'; '.join(both)}; after {s.round} rounds on {words(s.params['a'].dataset)}."
+            end = "" if loss is None else say(", loss {v:.3g}", v=loss[-1])
+            both.append(f"{c.upper()}: {_differ(s.params, c, say)}{end}")
+        where = {"both": say("; ").join(both), "n": s.round}
+        dataset = words(s.params["a"].dataset, say)
+        return say("{both}; after {n} rounds on {dataset}.", **where, dataset=dataset)
 
     def _figure_title(self, s: Snapshot) -> str:
         return self.caption(s)
@@ -199,7 +205,8 @@ class Compare(Explorable):
             knobs.hide(one, not seen)
         if two is not None:
             brief = two.description.removeprefix("B: ")
-            one.description = f"A: {brief}" if differs else _LONG.get(brief, brief)
+            long = {self.say(k): self.say(v) for k, v in _LONG.items()}
+            one.description = f"A: {brief}" if differs else long.get(brief, brief)
             two.disabled = one.disabled
             knobs.hide(two, not differs)
 
@@ -222,6 +229,7 @@ def _all_controls(
     All are made once and shown by turns: a change of the menu makes no widget and loses no value.
     """
     made: dict[str, W.Widget] = {"heading AB": C.heading("A AND B")}
+    short = {spoken()(v): spoken()(k) for k, v in _LONG.items()}
     titles = {title: name for name, (title, _) in _DIFFER.items()}
     made["vary"] = C.menu("Differ in", titles, vary, tip="The one setting in which A and B differ")
     wanted = {name for name in knobs.OFFERED if name in VARY or name in show}
@@ -232,7 +240,7 @@ def _all_controls(
             other = next(v for v in _DIFFER[name][1] if same or v != vars(s)[name])
             value = b if name == vary else vars(s)[name] if same else other
             twin = knobs.make_control(replace(s, cohort=None, **{name: value}), name, most)
-            brief = {v: k for k, v in _LONG.items()}.get(twin.description, twin.description)
+            brief = short.get(twin.description, twin.description)
             twin.description = f"B: {brief}"
             made[f"b {name}"] = twin
     return made
@@ -244,10 +252,11 @@ def _within(values: Mapping[str, Any]) -> Settings:
     return Settings(**{**values, "cohort": K and min(K, values["clients"])})
 
 
-def _differ(params: Mapping[str, Any], which: str) -> str:
-    return said(params["vary"], getattr(params[which], params["vary"]))
+def _differ(params: Mapping[str, Any], which: str, say: Words) -> str:
+    return said(params["vary"], getattr(params[which], params["vary"]), say)
 
 
-def _numbers(s: Snapshot) -> list[str]:
-    ends = {c: s.columns.get(f"accuracy_{c}") for c in "ab"}
-    return [f"{c.upper()}: accuracy {v[-1]:.3f}" for c, v in ends.items() if v is not None]
+def _numbers(s: Snapshot, say: Words) -> list[str]:
+    ends = {c.upper(): s.columns.get(f"accuracy_{c}") for c in "ab"}
+    text = "accuracy {v:.3f}"
+    return [f"{c}: {say(text, v=v[-1])}" for c, v in ends.items() if v is not None]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...checks import check
 from .. import controls as C
-from ..words import words
+from ..words import spoken, words
 from .settings import DATASETS, FEATURES, METHODS, MODELS, OWN, PARTITIONS, Settings, least
 
 _DATA = ("dataset", "clients", "partition", "alpha", "feature")
@@ -48,9 +48,10 @@ def make_controls(s: Settings, show: Sequence[str], most: int = 100) -> dict[str
 
 def make_control(s: Settings, name: str, most: int = 100) -> W.Widget:
     """The control of one setting, at its value; ``most`` clients."""
+    say = spoken()
 
     def menu(title: str, values: Sequence[Any], tip: str = "") -> W.Widget:
-        return C.menu(title, {words(v): v for v in values}, getattr(s, name), tip=tip)
+        return C.menu(title, {words(v, say): v for v in values}, getattr(s, name), tip=tip)
 
     def log(title: str, low: float, high: float, tip: str, step: float = 0.05) -> W.Widget:
         value = getattr(s, name)
@@ -63,16 +64,18 @@ def make_control(s: Settings, name: str, most: int = 100) -> W.Widget:
 
     def few(title: str, values: Sequence[float], tip: str) -> W.Widget:
         value = getattr(s, name)
-        return C.choices(title, {words(v): v for v in sorted({*values, value})}, value, tip=tip)
+        return C.choices(
+            title, {words(v, say): v for v in sorted({*values, value})}, value, tip=tip
+        )
 
-    need = least(s.pipeline, most)
+    need = least(s.pipeline, most, say)
     batches = sorted({8, 16, 32, 64, 128} | ({s.batch} if s.batch else set()))
     own = () if isinstance(s.method, str) else (s.method,)  # the student's, under its name
     made: dict[str, Callable[[], W.Widget]] = {
         # the larger data sets only if asked for: they are files
         "dataset": lambda: menu("Dataset", [
             *dict.fromkeys((*DATASETS[: 4 * isinstance(s.model, str)], s.dataset))]),
-        "clients": lambda: whole("Clients", 2, most, f"How many share the data{need}"),
+        "clients": lambda: whole("Clients", 2, most, say("How many share the data") + need),
         "partition": lambda: menu("Split", [*PARTITIONS], "How the examples are dealt out"),
         "alpha": lambda: log(
             "Skew α", 0.01, 100, "Dirichlet concentration: small is uneven, large is even", 0.1),
@@ -107,7 +110,7 @@ def make_control(s: Settings, name: str, most: int = 100) -> W.Widget:
             "Batch", [*batches, "all"], s.batch or "all", tip="B: examples of one local step"),
         "lr": lambda: log("Learning rate", 0.001, 10, "η: length of a local step"),
         "cohort": lambda: whole(
-            "Cohort", 1, max(s.clients, 2), f"K: clients called in a round{need}"),
+            "Cohort", 1, max(s.clients, 2), say("K: clients called in a round") + need),
     }  # fmt: skip
     return made[name]()
 

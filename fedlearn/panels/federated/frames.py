@@ -139,24 +139,20 @@ class References:
     def upto(self, s: Settings, made: Setup, t: int) -> dict[str, list[float]]:
         """Columns of at least t rounds (t + 1 values), or as many as the run has."""
         plain = "fedsgd" if s.method == "fedsgd" else "fedavg"  # no method is needed in one place
-        apart = {"cohort", "method", "pipeline", "extras", *OWN} - (
-            {"method", "rate"} if s.private else set()
-        )
-        if (
-            s.feature == "none" and not s.private
-        ):  # then who holds what is no matter where all is in one place
+        apart = {"cohort", "method", "pipeline", "extras", *OWN}
+        if s.private:
+            apart -= {"method", "rate"}
+        elif s.feature == "none":  # who holds what is no matter where all is in one place
             apart |= {"partition", "alpha", "labels_each", "shards_each", "size_alpha", "amount"}
         key = (plain, *(v for k, v in vars(s).items() if k not in apart))
         if key not in self._known:
             if len(self._known) >= self._keep:
                 del self._known[next(iter(self._known))]
             method = getattr(algorithms, plain)(made.task, lr=s.lr)
-            recipe = replace(made.recipe, algorithm=method, pipeline=chain(mean()))
-            where, cohort = centralised(recipe, made.x, made.y, s.clients), None  # type: Any, Any
-            if s.private:
-                where, cohort = Simulated(recipe, made.x, made.y, made.parts), poisson(s.rate)
-            how = federate(where, rounds=s.rounds, cohort=cohort, evaluate=made.test)
-            self._known[key] = how, {k: [v] for k, v in made.test(made.task.theta0).items()}
+            run = _reference(
+                s, made, replace(made.recipe, algorithm=method, pipeline=chain(mean()))
+            )
+            self._known[key] = run, {k: [v] for k, v in made.test(made.task.theta0).items()}
         run, columns = self._known[key]
         while len(columns["loss"]) <= t:
             try:
@@ -169,6 +165,14 @@ class References:
             for k, v in metrics.items():
                 columns[k].append(v)
         return columns
+
+
+def _reference(s: Settings, made: Setup, recipe: Recipe) -> Iterator[Round]:
+    if s.private:  # the same clients, called by the same coins
+        clients = Simulated(recipe, made.x, made.y, made.parts)
+        return federate(clients, rounds=s.rounds, cohort=poisson(s.rate), evaluate=made.test)
+    pooled = centralised(recipe, made.x, made.y, s.clients)
+    return federate(pooled, rounds=s.rounds, evaluate=made.test)
 
 
 def frames(

@@ -15,7 +15,7 @@ from ..parts.curve import Curve
 from ..parts.dots import Dots
 from ..parts.holdings import Holdings
 from ..save import table
-from ..words import words
+from ..words import Words, words
 from .code import code
 from .controls import SHOWN, fit_cohort, follow, make_controls, offered, read
 from .frames import References, frames
@@ -106,7 +106,7 @@ class Panel(Explorable):
             made,
             rounds=s.rounds,
             seconds=seconds,
-            readout=_numbers,
+            readout=lambda s: _numbers(s, self.say),
             predict=predict,
             code=lambda s: code(s.params["settings"]),
             preview=preview,
@@ -126,23 +126,21 @@ class Panel(Explorable):
 
     def caption(self, snapshot: Snapshot | None = None) -> str:
         s = snapshot or self.engine.snapshot()
-        p, where = s.params["settings"], f"{s.round} rounds" if s.round else "start"
+        p, say = s.params["settings"], self.say
         known = [k for k in ("loss", "accuracy") if k in s.columns]
-        end = "".join(f", {k} {s.columns[k][-1]:.2f}" for k in known)
-        end += "".join(f", {said}" for said in _spent(s))
-        return (
-            f"{words(p.method)} on {words(p.dataset)}, {p.clients} clients, "
-            f"{p.split_words()}{p.shift_words()}, {where}{end}."
-        )
+        said = [say("{n} rounds", n=s.round) if s.round else say("start")]
+        said += [f"{say(k)} {s.columns[k][-1]:.2f}" for k in known]
+        end = say(", ").join(said + _spent(s, say))
+        text = "{method} on {dataset}, {clients} clients, {split}, {end}."
+        return say(text, **_where(p, say), end=end)
 
     def _figure_title(self, s: Snapshot) -> str:
-        p = s.params["settings"]
-        local = f", E = {p.epochs}, B = {words(p.batch)}" if p.applies("epochs") else ""
+        p, say = s.params["settings"], self.say
+        local = f", E = {p.epochs}, B = {words(p.batch, say)}" if p.applies("epochs") else ""
         local += f", z = {p.noise:g}, q = {p.rate:g}, S = {p.clip:g}" if p.private else ""
-        return (
-            f"{words(p.method)} on {words(p.dataset)}: {p.clients} clients, "
-            f"{p.split_words()}{p.shift_words()}{local}, η = {words(p.lr)}"
-        )
+        local = local.replace(", ", say(", "))
+        text = "{method} on {dataset}: {clients} clients, {split}{local}, η = {lr}"
+        return say(text, **_where(p, say), local=local, lr=words(p.lr))
 
     def _stem(self, s: Snapshot) -> str:
         p = s.params["settings"]
@@ -160,23 +158,29 @@ def settle(fixed: Settings, controls: Mapping[str, W.Widget]) -> Settings:
     return Settings(**read(fixed, controls))
 
 
-def _numbers(s: Snapshot) -> list[str]:
+def _where(s: Settings, say: Words) -> dict[str, Any]:
+    split = s.split_words(say) + s.shift_words(say)
+    of = {"method": words(s.method, say), "dataset": words(s.dataset, say)}
+    return {**of, "clients": s.clients, "split": split}
+
+
+def _numbers(s: Snapshot, say: Words) -> list[str]:
     accuracy, sent = s.columns.get("accuracy"), s.columns.get("bytes")
     said = []
     if accuracy is not None and len(accuracy):
-        said.append(f"accuracy {accuracy[-1]:.3f}")
+        said.append(say("accuracy {v:.3f}", v=accuracy[-1]))
     if sent is not None and len(sent):
-        mega = sent[-1] >= 1e5
-        said.append(f"{sent[-1] / 1e6:.1f} MB sent" if mega else f"{sent[-1] / 1e3:.0f} kB sent")
-    return said + _spent(s)
+        mega = "{mega:.1f} MB sent" if sent[-1] >= 1e5 else "{kilo:.0f} kB sent"
+        said.append(say(mega, mega=sent[-1] / 1e6, kilo=sent[-1] / 1e3))
+    return said + _spent(s, say)
 
 
-def _spent(s: Snapshot) -> list[str]:
+def _spent(s: Snapshot, say: Words) -> list[str]:
     """Of a private run: the epsilon spent, and why it ended."""
     p = s.params["settings"]
     if not p.private:
         return []
-    of = f" of {p.budget:g}" if math.isfinite(p.budget) else ""
+    of = say(" of {budget:g}", budget=p.budget) if math.isfinite(p.budget) else ""
     words = f"ε {s.columns['epsilon'][-1] if s.round else 0.0:.1f}{of}"
-    why = "stopped: the next round costs too much"
+    why = say("stopped: the next round costs too much")
     return [words, why] if s.state == "done" and s.round < s.rounds else [words]

@@ -15,7 +15,7 @@ from ...data import Dataset, fit
 from ...data import load as load_data
 from ...model import Task, cross_entropy, from_module, mlp, softmax_regression, squared_error
 from ...transform import Pipeline, Reduce
-from ..words import SHORT, words
+from ..words import ENGLISH, Words, said, words
 
 DATASETS = ("digits", "breast_cancer", "wine", "toy", "mnist", "fashion_mnist", "cifar10")
 MODELS = ("softmax", "mlp")
@@ -248,24 +248,25 @@ class Settings:
             return not self.private  # each client throws its own coin
         return True
 
-    def split_words(self) -> str:
-        """The split in words: ``shards split, shards each = 2``."""
+    def split_words(self, say: Words = ENGLISH, skew: bool = True) -> str:
+        """The split in words: ``shards split, shards each = 2``; or without its skew."""
         own = self.partition == "by_attribute" and not isinstance(self.dataset, str)
-        said = "by group split" if own else f"{words(self.partition)} split"
-        if skew := PARTITIONS[self.partition]:
-            said += f", {SHORT[skew]} = {words(getattr(self, skew))}"
-        return said + (f", sizes α = {words(self.size_alpha)}" * self.applies("size_alpha"))
+        text = say("{split} split", split=say("by group") if own else words(self.partition, say))
+        names = (PARTITIONS[self.partition], "size_alpha" * self.applies("size_alpha"))
+        more = [said(n, getattr(self, n), say) for n in names if n and skew]
+        return say(", ").join([text, *more])
 
-    def shift_words(self) -> str:
+    def shift_words(self, say: Words = ENGLISH) -> str:
         """How clients' examples differ, in words; nothing where they don't."""
-        a = self.amount
-        return {
+        text = {
             "none": "",
-            "rotation": f", turned by {-90 * a:.0f}° to {90 * a:.0f}°",
-            "noise": f", noise up to {a:.2g}",
-            "brightness": f", brightness down to {1 - a:.2g}",
-            "label_swap": f", labels 0 and 1 swapped by {a:.0%} of the clients",
+            "rotation": ", turned by {low:.0f}° to {high:.0f}°",
+            "noise": ", noise up to {a:.2g}",
+            "brightness": ", brightness down to {dark:.2g}",
+            "label_swap": ", labels 0 and 1 swapped by {a:.0%} of the clients",
         }[self.feature]
+        a = self.amount
+        return say(text, low=-90 * a, high=90 * a, a=a, dark=1 - a)
 
 
 @lru_cache(maxsize=512)
@@ -278,12 +279,13 @@ def refused(rule: Reduce, K: int) -> str:
     return ""
 
 
-def least(pipeline: Pipeline | str, most: int) -> str:
+def least(pipeline: Pipeline | str, most: int, say: Words = ENGLISH) -> str:
     """What a rule needs, for the tips of sliders: ``; krum(3) needs 9 or more``."""
     if isinstance(pipeline, str) or not refused(pipeline.reduce, 1):
         return ""
     enough = next((K for K in range(2, most + 1) if not refused(pipeline.reduce, K)), None)
-    return f"; {pipeline.reduce.name} needs {enough or f'more than {most}'} or more"
+    n = enough or say("more than {most}", most=most)
+    return say("; {rule} needs {n} or more", rule=pipeline.reduce.name, n=n)
 
 
 def check_names(who: str, given: Mapping[str, Any], taken: Sequence[str] = ()) -> None:
@@ -295,6 +297,7 @@ def check_names(who: str, given: Mapping[str, Any], taken: Sequence[str] = ()) -
         check(who, "a setting", name, name in known, f"one of {', '.join(known)}", "'alpha'")
 
 
-def pairs(s: Settings, x: Axis, y: Axis) -> list[Settings]:
-    """The settings of every cell of a map, row by row."""
-    return [replace(s, **{x[0]: a, y[0]: b}) for b in y[1] for a in x[1]]
+def pairs(s: Settings, x: Axis, y: Axis, seeds: Sequence[int] | None = None) -> list[Settings]:
+    """The settings of every cell of a map, row by row; of each cell one a seed."""
+    each: list[dict[str, Any]] = [{"seed": n} for n in ((s.seed,) if seeds is None else seeds)]
+    return [replace(s, **n | {x[0]: a, y[0]: b}) for b in y[1] for a in x[1] for n in each]

@@ -12,7 +12,6 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import replace
 from tempfile import mkdtemp
 from typing import Any
 
@@ -55,11 +54,11 @@ def grid(
         (1, 2)
     """
     one_of("grid", "measure", measure, settings.columns)
-    each = [settings] if seeds is None else [replace(settings, seed=n) for n in seeds]
-    cells = [cell for s in each for cell in pairs(s, x, y)]
+    cells = pairs(settings, x, y, seeds)
     found = dict(sweep(cells, helpers=helpers))
-    values = [found[s].get(measure, np.nan) for s in cells]
-    return np.array(values).reshape(*[len(each)] * (seeds is not None), len(y[1]), len(x[1]))
+    values = np.array([found[s].get(measure, np.nan) for s in cells])
+    maps = np.moveaxis(values.reshape(len(y[1]), len(x[1]), -1), -1, 0)
+    return maps[0] if seeds is None else maps
 
 
 def known(s: Settings) -> Result | None:

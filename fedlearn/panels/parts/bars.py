@@ -55,11 +55,13 @@ class Bars(Part):
         known = self.each[np.isfinite(self.each)]
         with self.hold_sync():
             self.gen, self.values = snapshot.gen, packed(self.each)
-            self.label = f"{self.title}: {len(self.each)} clients"
+            self.label = self.say("{title}: {n} clients", title=self.title, n=len(self.each))
             if len(known):
                 k = int(np.nanargmin(self.each))
-                lowest = f"lowest client {k} with {self.each[k]:.3g}"
-                self.label += f", mean {known.mean():.3g}, {lowest}"
+                ends = {"mean": known.mean(), "k": k, "low": self.each[k]}
+                self.label += self.say(
+                    ", mean {mean:.3g}, lowest client {k} with {low:.3g}", **ends
+                )
                 if not self._fixed:
                     self.ylim = list(linear_range(known))
 
@@ -76,4 +78,5 @@ class Bars(Part):
         axes.axhline(known.mean(), color=INK, lw=1.3, ls="--")
         axes.axhline(0, color=INK, lw=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        corner(axes, f"mean {known.mean():.3g}   lowest: client {low}, {self.each[low]:.3g}")
+        ends = {"mean": known.mean(), "k": low, "low": self.each[low]}
+        corner(axes, self.say("mean {mean:.3g}   lowest: client {k}, {low:.3g}", **ends))

@@ -9,7 +9,9 @@ import traitlets as T
 
 from ...plots import OKABE_ITO
 from ..engine import Snapshot
+from ..words import spoken
 
+_TEXTS = ("title", "xlabel", "ylabel", "rowname", "colname", "unit")  # said in the panel's language
 _WEB = Path(__file__).parents[1] / "web"
 _ON_DARK = ("#56B4E9", "#F0B93A", "#2BC79A", "#F0803C", "#E3A0C6", "#9AD4F5", "#A0A0A0", "#EEEEEE")
 
@@ -51,6 +53,14 @@ class Part(anywidget.AnyWidget):
     title = T.Unicode("").tag(sync=True)
     label = T.Unicode("").tag(sync=True)
     gen = T.Int(0).tag(sync=True)
+    words = T.Dict().tag(sync=True)  # those of its script that the language says in another way
+
+    def __init__(self, **traits: Any):
+        self.say = say = spoken()
+        script = str(self._esm) if hasattr(self, "_esm") else ""
+        words = {k: v for k, v in say.table.items() if k != v and f'"{k}"' in script}
+        said = {k: say(v) if k in _TEXTS else v for k, v in traits.items()}
+        super().__init__(words=words, **said)
 
     def found(self, s: Snapshot, key: str, none: Any) -> Any:
         """What the frames hold under a key; ``none`` after an error: an old picture deceives."""

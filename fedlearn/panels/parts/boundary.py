@@ -64,10 +64,12 @@ class Boundary(Part):
             self.lengths = [len(line) for line in scene["lines"]]
             self.points, self.names = packed(scene["points"]), scene["names"]
             self.owner, self.right = owner.tobytes(), right.astype(np.uint8).tobytes()
-            self.label = (
-                f"{self.title}: the shared model is right on {right.mean():.2f} of "
-                f"{len(right)} points; by client "
-                + ", ".join(f"{k}: {v:.2f}" for k, v in enumerate(own))
+            self.label = self.say(
+                "{title}: the shared model is right on {right:.2f} of {n} points; by client {each}",
+                title=self.title,
+                right=right.mean(),
+                n=len(right),
+                each=self.say(", ").join(f"{k}: {v:.2f}" for k, v in enumerate(own)),
             )
 
     def paint(self, axes: Any) -> None:
@@ -86,14 +88,14 @@ class Boundary(Part):
                 at = s["points"][(s["owner"] == k) & (s["right"] == right)]
                 color, mark = OKABE_ITO[k % 8], MARKS[k % 6]
                 face = color if right else "white"
-                name = f"client {k}" if right else None
+                name = self.say("client {k}", k=k) if right else None
                 look = {"color": color, "mfc": face, "ms": 4, "lw": 0, "label": name}
                 axes.plot(*at.T, mark, **look)
         for k, line in enumerate(s["lines"][1:]):
             axes.plot(*line.T, color=OKABE_ITO[k % 8], lw=1.6, ls=DASHES[1 + k % 4])
-        axes.plot(*s["lines"][0].T, color="#111111", lw=2.6, label="shared")
+        axes.plot(*s["lines"][0].T, color="#111111", lw=2.6, label=self.say("shared"))
         for n in s["names"]:
-            axes.text(*n["at"], f"class {n['text']}", fontsize=10, ha="center")
+            axes.text(*n["at"], self.say("class {name}", name=n["text"]), fontsize=10, ha="center")
         axes.legend(
             loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=9, edgecolor="none"
         )

@@ -90,7 +90,7 @@ class Curve(Part):
             legend=legend,
         )
         columns = {"this run": column} if isinstance(column, str) else dict(column)
-        self.columns: dict[str, str] = columns
+        self.columns = {self.say(name): c for name, c in columns.items()}
         self._several, self._fixed, self._fitted = several, ylim is not None, False
         self.over = list(x.values()) if isinstance(x, Mapping) else [x] * len(columns)
 
@@ -114,11 +114,11 @@ class Curve(Part):
             reference = s.latest.get("reference") or {}
             if column in reference and self.over != ["epsilon"]:  # it is without, or its ε is ∞
                 y = np.asarray(reference[column], float)
-                name = s.latest.get("reference_name", "all data in one place")
+                name = self.say(s.latest.get("reference_name", "all data in one place"))
                 out.append((name, "reference", self._as_sent(s, len(y)), y))
             if s.ghost and column in s.ghost.columns:
                 y = s.ghost.columns[column]
-                name = f"last run{changed(s.ghost.params, s.params)}"
+                name = self.say("last run") + changed(s.ghost.params, s.params, self.say)
                 out.append((name, "ghost", self._axis(s.ghost.columns, len(y)), y))
         for i, (name, column) in enumerate(self.columns.items()):
             y = s.columns.get(column, np.empty(0))
@@ -180,8 +180,13 @@ class Curve(Part):
         for name, column in self.columns.items():
             y = s.columns.get(column, np.empty(0))
             if len(y := y[np.isfinite(y)]):
-                said.append(f"{name}: {y[0]:.3g} at first, {y[-1]:.3g} after {s.round} rounds")
-        return f"{self.title}, {'; '.join(said) or 'no rounds yet'}"
+                ends = {"name": name, "first": y[0], "last": y[-1], "n": s.round}
+                said.append(
+                    self.say("{name}: {first:.3g} at first, {last:.3g} after {n} rounds", **ends)
+                )
+        return (
+            self.title + self.say(", ") + (self.say("; ").join(said) or self.say("no rounds yet"))
+        )
 
     def paint(self, axes: Any) -> None:
         from matplotlib.ticker import FuncFormatter

@@ -48,13 +48,19 @@ class Dots(Part):
         drift = snapshot.columns.get("drift", np.full(1, np.nan))[-1]
         with self.hold_sync():
             self.gen, self.values = snapshot.gen, packed(self.each)
-            self.drift = f"drift: mean ‖θₖ − θ‖ = {drift:.2g}" if np.isfinite(drift) else ""
-            self.label = f"{self.title}: none"
+            said = self.say("drift: mean ‖θₖ − θ‖ = {drift:.2g}", drift=drift)
+            self.drift = said if np.isfinite(drift) else ""
+            self.label = self.say("{title}: none", title=self.title)
             if np.isfinite(self.each).any():
                 k = int(np.nanargmin(self.each))
-                self.label = (
-                    f"{self.title}: accuracy of {len(self.each)} clients, "
-                    f"mean {np.nanmean(self.each):.2f}, worst client {k} with {self.each[k]:.2f}"
+                self.label = self.say(
+                    "{title}: accuracy of {n} clients, mean {mean:.2f}, "
+                    "worst client {k} with {low:.2f}",
+                    title=self.title,
+                    n=len(self.each),
+                    mean=np.nanmean(self.each),
+                    k=k,
+                    low=self.each[k],
                 )
 
     def paint(self, axes: Any) -> None:
@@ -80,7 +86,7 @@ class Dots(Part):
         k = int(order[0])
         right = xs[0] > 0.55
         axes.annotate(
-            f"worst: client {k}, {self.each[k]:.2f}",
+            self.say("worst: client {k}, {low}", k=k, low=f"{self.each[k]:.2f}"),
             (xs[0], 1),
             xytext=(xs[0], top * 0.6),
             ha="right" if right else "left",
@@ -88,4 +94,6 @@ class Dots(Part):
             fontsize=10,
             arrowprops={"arrowstyle": "-", "color": VERMILION},
         )
-        corner(axes, f"mean {each.mean():.2f}   {self.drift}".replace("ₖ", "$_k$").rstrip())
+        mean = self.say("mean {mean}", mean=f"{each.mean():.2f}")
+        k = "_k" if self.say.fonts else "$_k$"  # Matplotlib's formulas are in its own fonts
+        corner(axes, f"{mean}   {self.drift}".replace("ₖ", k).rstrip())

@@ -14,7 +14,8 @@ from .base import Part, packed, script
 class Heat(Part):
     """A cell for each pair of two settings; a number and a shade of blue in each that is known.
 
-    Reads ``heat`` (R, C) from the frame: NaN is not known yet, -inf is a run that failed.
+    Reads ``heat`` (R, C) from the frame: NaN is not known yet, -inf is a run that failed; and
+    ``spread`` (R, C), if it is there: how far the runs of a cell lie apart.
 
     Args:
         title: Above the picture.
@@ -33,6 +34,7 @@ class Heat(Part):
 
     _esm = script("heat")
     values = T.Bytes(b"").tag(sync=True)
+    spreads = T.Bytes(b"").tag(sync=True)
     rows: Any = T.List().tag(sync=True)
     columns: Any = T.List().tag(sync=True)
     xlabel = T.Unicode("").tag(sync=True)
@@ -50,27 +52,34 @@ class Heat(Part):
         super().__init__(
             title=title, rows=list(rows), columns=list(columns), xlabel=xlabel, ylabel=ylabel
         )
-        self.table = np.full((len(rows), len(columns)), np.nan)
+        self.table = self.spread = np.full((len(rows), len(columns)), np.nan)
 
     def show(self, snapshot: Snapshot) -> None:
         table = snapshot.latest.get("heat")
         if table is None:
             return
-        self.table = np.asarray(table, float)
+        self.table, spread = np.asarray(table, float), snapshot.latest.get("spread")
+        self.spread = np.full(self.table.shape, np.nan) if spread is None else np.asarray(spread)
         with self.hold_sync():
             self.gen, self.values = snapshot.gen, packed(self.table)
-            self.label = f"{self.title}: {np.isfinite(self.table).sum()} of {self.table.size} cells"
+            self.spreads = b"" if spread is None else packed(spread)
+            n = {"title": self.title, "n": np.isfinite(self.table).sum(), "of": self.table.size}
+            self.label = self.say("{title}: {n} of {of} cells", **n)
             if np.isfinite(self.table).any():
                 low, high = np.nanargmin(self._finite()), np.nanargmax(self._finite())
-                self.label += f", from {self._said(low)} to {self._said(high)}"
+                ends = {"low": self._said(low), "high": self._said(high)}
+                self.label += self.say(", from {low} to {high}", **ends)
 
     def _finite(self) -> np.ndarray:
         return np.where(np.isfinite(self.table), self.table, np.nan)
 
     def _said(self, at: Any) -> str:
         i, j = divmod(int(at), self.table.shape[1])
-        where = f"{self.ylabel} {self.rows[i]}, {self.xlabel} {self.columns[j]}"
-        return f"{self.table[i, j]:.3g} ({where})"
+        where = f"{self.ylabel} {self.rows[i]}", f"{self.xlabel} {self.columns[j]}"
+        about = f" ± {self.spread[i, j]:.2g}" if np.isfinite(self.spread[i, j]) else ""
+        return f"{self.table[i, j]:.3g}{about}" + self.say(
+            " ({what})", what=self.say(", ").join(where)
+        )
 
     def paint(self, axes: Any) -> None:
         from matplotlib.colors import LinearSegmentedColormap
@@ -85,7 +94,8 @@ class Heat(Part):
         for i in range(R):
             for j in range(C):
                 v = self.table[i, j]
-                text = f"{v:.3f}" if np.isfinite(v) else "·" if np.isnan(v) else "failed"
+                text = f"{v:.3f}" if np.isfinite(v) else "·" if np.isnan(v) else self.say("failed")
+                text += f"\n± {self.spread[i, j]:.3f}" if np.isfinite(self.spread[i, j]) else ""
                 color = "white" if np.isfinite(v) and v > dark else "#111111"
                 axes.text(j, i, text, ha="center", va="center", fontsize=10, color=color)
         axes.set_xticks(range(C), self.columns)

@@ -52,15 +52,17 @@ class Holdings(Part):
         sizes, kinds = self.table.sum(1), (self.table > 0).sum(1)
         with self.hold_sync():
             self.gen, self.clients, self.counts = snapshot.gen, N, packed(self.table)
-            self.names = [str(v) for v in snapshot.latest.get("labels", range(C))][:C]
-            self.note = str(snapshot.latest.get("note", ""))
+            self.names = [self.say(str(v)) for v in snapshot.latest.get("labels", range(C))][:C]
+            self.note = self.say.note(str(snapshot.latest.get("note", "")))
             if not N:
-                self.note = "no split: see the message below"
+                self.note = self.say("no split: see the message below")
                 self.label = f"{self.title}: {self.note}"
                 return
-            self.label = (
-                f"{self.title}: {N} clients, half of them hold {np.median(kinds):.0f} or fewer of "
-                f"{C} labels; {sizes.min():.0f} to {sizes.max():.0f} examples"
+            self.label = self.say(
+                "{title}: {n} clients, half of them hold {half:.0f} or fewer of {labels} labels; "
+                "{low:.0f} to {high:.0f} examples",
+                **{"title": self.title, "n": N, "half": np.median(kinds), "labels": C},
+                **{"low": sizes.min(), "high": sizes.max()},
             )
 
     def paint(self, axes: Any) -> None:
@@ -81,8 +83,8 @@ class Holdings(Part):
         bars = axes.inset_axes((1.03, 0, 0.14, 1), sharey=axes)
         bars.barh(range(N), table.sum(1), color="#666666", height=0.85)
         bars.set_axis_off()
-        sizes = f"examples\n(most {table.sum(1).max():.0f})"
+        sizes = self.say("examples\n(most {n:.0f})", n=table.sum(1).max())
         bars.text(0, -0.05, sizes, fontsize=9, transform=bars.transAxes, va="top")
-        corner(axes, f"darkest: {table.max():.0f} examples")
+        corner(axes, self.say("darkest: {n:.0f} examples", n=table.max()))
         if self.note:
             axes.set_xlabel(f"{self.colname}\n{self.note}")

@@ -8,6 +8,7 @@ import traitlets as T
 
 from ...checks import check, is_whole
 from ..engine import Snapshot
+from ..words import Words
 from .base import Part, packed, script
 
 Named = tuple[str, np.ndarray, str]  # name, picture (h, w), remark
@@ -56,9 +57,9 @@ class Pictures(Part):
         if (found := self.found(snapshot, self._key, [])) is None:
             return
         entries = found.items() if isinstance(found, Mapping) else found
-        self.each = [_named(entry) for entry in entries]
+        self.each = [_named(entry, self.say) for entry in entries]
         said = [
-            ", ".join(filter(None, (name, f"{x.shape[0]} × {x.shape[1]}", remark)))
+            self.say(", ").join(filter(None, (name, f"{x.shape[0]} × {x.shape[1]}", remark)))
             for name, x, remark in self.each
         ]
         with self.hold_sync():
@@ -68,7 +69,9 @@ class Pictures(Part):
             self.shapes = [list(x.shape) for _, x, _ in self.each]
             pixels = (x.ravel() for _, x, _ in self.each)
             self.values = packed(np.concatenate([np.zeros(0), *pixels]))
-            self.label = f"{self.title}: {'; '.join(said) or 'none'}"
+            self.label = (
+                self.title + self.say(": ") + (self.say("; ").join(said) or self.say("none"))
+            )
 
     def paint(self, axes: Any) -> None:
         axes.axis("off")
@@ -93,11 +96,11 @@ class Pictures(Part):
             small.set_title(f"{name}\n{remark}" if remark else name, fontsize=10, pad=3)
 
 
-def _named(entry: Any) -> Named:
+def _named(entry: Any, say: Words) -> Named:
     name, x, *remark = entry
     x = np.asarray(x, float)
     if x.ndim != 2:
         raise ValueError(
             f"Pictures: a picture must be (h, w), got {x.shape} for {name!r}, e.g. x.reshape(8, 8)"
         )
-    return str(name), x, str(remark[0]) if remark else ""
+    return say(str(name)), x, say(str(remark[0])) if remark else ""

@@ -8,6 +8,7 @@ import traitlets as T
 
 from ...plots import OKABE_ITO
 from ..engine import Snapshot
+from ..words import length
 from .base import Part, script
 
 _SPOTS: tuple[tuple[float, float, float], ...] = (  # of a name: right, up, share of it at the left
@@ -69,10 +70,10 @@ class Plane(Part):
                 "e.g. {'points': [{'at': (0, 1), 'name': 'optimum'}]}"
             )
         named = [p for p in scene.get("points", ()) if p.get("name")]
-        said = "; ".join("{} at ({:.3g}, {:.3g})".format(p["name"], *p["at"]) for p in named)
+        at = [self.say("{name} at ({x:.3g}, {y:.3g})", **_where(p)) for p in named]
         with self.hold_sync():
             self.gen, self.scene = snapshot.gen, _plain(scene)
-            self.label = f"{self.title}: {said}"
+            self.label = self.title + self.say(": ") + self.say("; ").join(at)
 
     def paint(self, axes: Any) -> None:
         for e in self.scene.get("contours", ()):
@@ -106,7 +107,7 @@ class Plane(Part):
         for p, (x, y) in zip(points, at):
             if not (name := p.get("name", "")):
                 continue
-            wide = len(name) * 7.4 + 4
+            wide = length(name) * 7.4 + 4
             spots = []
             for dx, dy, share in _SPOTS:
                 left = x + dx - share * wide
@@ -123,6 +124,10 @@ class Plane(Part):
             side = ("left", "center", "right")[int(share * 2)]
             away = {"xytext": (dx * pixel, dy * pixel), "textcoords": "offset points", "ha": side}
             axes.annotate(name, p["at"], fontsize=10, **away).set_in_layout(False)
+
+
+def _where(p: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": p["name"], "x": p["at"][0], "y": p["at"][1]}
 
 
 def _plain(v: Any) -> Any:

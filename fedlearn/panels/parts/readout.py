@@ -30,7 +30,7 @@ class Readout(Part):
     unit = T.Unicode("round").tag(sync=True)
 
     def __init__(self, items: Callable[[Snapshot], list[str]] = lambda snapshot: []):
-        super().__init__(title="progress")
+        super().__init__(title="progress", unit="round")
         self._items = items
 
     def show(self, snapshot: Snapshot) -> None:

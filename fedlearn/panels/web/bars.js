@@ -1,6 +1,6 @@
 // A bar a client, up or down from zero; the mean dashed, the lowest named.
 function render({ model, el }) {
-  const p = pane(model, el, "fl-bars");
+  const p = pane(model, el, "fl-bars"), say = speech(model);
   const remark = html("div", "fl-drift");
   p.head.after(remark);
   const axes = new Axes(p.drawing);
@@ -28,7 +28,7 @@ function render({ model, el }) {
     put(zero, { d: `M${box.l} ${Y(cut(0))}H${box.r}` });
     const m = known.reduce((s, k) => s + v[k], 0) / Math.max(known.length, 1);
     put(mean, { d: `M${box.l} ${Y(cut(m))}H${box.r}`, visibility: known.length ? "visible" : "hidden" });
-    remark.textContent = known.length ? `mean ${round3(m)}, lowest ${round3(v[low])}` : "";
+    remark.textContent = known.length ? say("mean {mean}, lowest {low}", { mean: round3(m), low: round3(v[low]) }) : "";
     Object.assign(p.drawing.dataset, { gen: model.get("gen"), n: N });
   }
   const ask = painter(draw), stop = sized(p, draw);

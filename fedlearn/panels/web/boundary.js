@@ -18,7 +18,7 @@ function poly(c, x, y, n, turn, r, other) {
 const bytes = (v) => (v ? new Uint8Array(v.buffer, v.byteOffset, v.byteLength) : new Uint8Array(0));
 
 function render({ model, el }) {
-  const p = pane(model, el, "fl-boundary");
+  const p = pane(model, el, "fl-boundary"), say = speech(model);
   const key = html("div", "fl-key", undefined);
   p.head.after(key);
   const canvas = html("canvas", "");
@@ -45,12 +45,12 @@ function render({ model, el }) {
       g.beginPath(); KINDS[k % 6](g, 7, 7); g.fill();
       const s = svg("svg", { width: 22, height: 10, "aria-hidden": "true" }, item);
       svg("path", { d: "M1 5H21", class: `fl-local fl-k${k % 8}` }, s);
-      html("span", "", item, `client ${k}`);
+      html("span", "", item, say("client {k}", { k }));
     }
     const item = html("span", "", key), s = svg("svg", { width: 22, height: 10, "aria-hidden": "true" }, item);
     svg("path", { d: "M1 5H21", class: "fl-shared" }, s);
-    html("span", "", item, "shared");
-    html("span", "fl-hint", key, "hollow: shared is wrong");
+    html("span", "", item, say("shared"));
+    html("span", "fl-hint", key, say("hollow: shared is wrong"));
   }
 
   function draw() {
@@ -114,7 +114,7 @@ function render({ model, el }) {
     });
     locals.done();
     for (const n of model.get("names"))
-      names.next({ x: X(n.at[0]), y: Y(n.at[1]) + 4.5, "text-anchor": "middle", class: "fl-name" }, `class ${n.text}`);
+      names.next({ x: X(n.at[0]), y: Y(n.at[1]) + 4.5, "text-anchor": "middle", class: "fl-name" }, say("class {name}", { name: n.text }));
     names.done();
     Object.assign(p.drawing.dataset, { gen: model.get("gen"), n: owner.length });
   }

@@ -44,6 +44,13 @@ class Pool {
 // Which ink a number wants on a cell of this share of blue: black reads best on the middle ones.
 const inkOn = (share) => (share > 0.85 ? "fl-on" : share > 0.6 ? "fl-mid" : "");
 
+// What a view says: English, or what the panel's language has for it; fields are filled in.
+const speech = (model) => (text, fields = {}) =>
+  (model.get("words")?.[text] ?? text).replace(/\{(\w+)\}/g, (_, name) => fields[name]);
+
+// How wide a text is, in Latin letters: a Chinese one is as wide as two.
+const length = (s) => s.length + (s.match(/[\u2e80-\uffef]/g) || []).length;
+
 const round3 = (v) => String(+v.toPrecision(3));
 
 // At a tick: 0.00001 would be cut off.

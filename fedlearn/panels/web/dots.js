@@ -1,6 +1,6 @@
 // A dot a client on an axis from 0 to 1, stacked where they meet; the worst one is named.
 function render({ model, el }) {
-  const p = pane(model, el, "fl-dots");
+  const p = pane(model, el, "fl-dots"), say = speech(model);
   const axes = new Axes(p.drawing);
   const mean = svg("path", { class: "fl-mean" }, p.drawing), meanText = svg("text", { "text-anchor": "middle" }, p.drawing);
   const dots = new Pool(svg("g", {}, p.drawing), "circle");
@@ -39,12 +39,12 @@ function render({ model, el }) {
     if (some) {
       const m = order.reduce((s, k) => s + v[k], 0) / order.length, k = order[0];
       put(mean, { d: `M${X(m)} ${box.t - 6}V${box.b}` });
-      put(meanText, { x: Math.min(Math.max(X(m), 40), p.size.w - 40), y: box.t - 12 }).textContent = `mean ${m.toFixed(2)}`;
+      put(meanText, { x: Math.min(Math.max(X(m), 40), p.size.w - 40), y: box.t - 12 }).textContent = say("mean {mean}", { mean: m.toFixed(2) });
       put(ring, { cx: first[0], cy: first[1] });
       const left = first[0] > p.size.w * 0.55;
       // the worst is named on a line of its own, above the stacks
       put(worst, { x: left ? Math.min(first[0] + 8, p.size.w - 4) : Math.max(first[0] - 8, 2), y: box.t - 30, "text-anchor": left ? "end" : "start" })
-        .textContent = `worst: client ${k}, ${v[k].toFixed(2)}`;
+        .textContent = say("worst: client {k}, {low}", { k, low: v[k].toFixed(2) });
     }
     Object.assign(p.drawing.dataset, { gen: model.get("gen"), n: order.length });
   }

@@ -1,15 +1,15 @@
 // A cell for each pair of two settings; the shade of a known one is its place between all known.
 function render({ model, el }) {
-  const p = pane(model, el, "fl-heat");
+  const p = pane(model, el, "fl-heat"), say = speech(model);
   const group = svg("g", {}, p.drawing);
   const cells = new Pool(group, "rect"), numbers = new Pool(svg("g", {}, p.drawing), "text"), ticks = new Pool(p.drawing, "text");
   const frame = svg("path", { class: "fl-frame" }, p.drawing);
   const names = [0, 1].map(() => svg("text", { class: "fl-axis", "text-anchor": "middle" }, p.drawing));
 
   function draw() {
-    const { w, h } = p.size, rows = model.get("rows"), columns = model.get("columns"), v = floats(model.get("values"));
+    const { w, h } = p.size, rows = model.get("rows"), columns = model.get("columns"), v = floats(model.get("values")), s = floats(model.get("spreads"));
     if (!w) return;
-    const R = rows.length, C = columns.length, l = 38 + 7.5 * Math.max(1, ...rows.map((s) => s.length)), r = 12, t = 8, b = 42;
+    const R = rows.length, C = columns.length, l = 38 + 7.5 * Math.max(1, ...rows.map(length)), r = 12, t = 8, b = 42;
     const cw = (w - l - r) / C, rh = (h - t - b) / R;
     const known = [...v].filter(Number.isFinite), low = Math.min(...known), high = Math.max(...known);
     const digits = high >= 10 ? 1 : cw < 46 ? 2 : 3;
@@ -18,8 +18,11 @@ function render({ model, el }) {
       const failed = a === -Infinity, some = Number.isFinite(a);
       cells.next({ x: l + j * cw, y: t + i * rh, width: Math.max(cw - 2, 1), height: Math.max(rh - 2, 1),
         class: some ? "fl-cell" : "fl-cell fl-none", "fill-opacity": some ? (0.15 + 0.85 * share).toFixed(3) : 1 });
-      numbers.next({ x: l + (j + 0.5) * cw - 1, y: t + (i + 0.5) * rh + 4, "text-anchor": "middle",
-        class: some ? inkOn(share) : "fl-axis" }, some ? a.toFixed(digits) : failed ? "failed" : "·");
+      const about = s[i * C + j], two = Number.isFinite(about) && rh >= 34; // a line for the spread
+      const at = { x: l + (j + 0.5) * cw - 1, "text-anchor": "middle", class: some ? inkOn(share) : "fl-axis" };
+      const y = t + (i + 0.5) * rh + (two ? -4 : 4);
+      numbers.next({ ...at, y }, some ? a.toFixed(digits) : failed ? say("failed") : "·");
+      if (two) numbers.next({ ...at, y: y + 15 }, `±${about.toFixed(digits)}`);
     }
     for (let i = 0; i < R; i++) ticks.next({ x: l - 6, y: t + (i + 0.5) * rh + 4, "text-anchor": "end" }, rows[i]);
     for (let j = 0; j < C; j++) ticks.next({ x: l + (j + 0.5) * cw - 1, y: h - b + 16, "text-anchor": "middle" }, columns[j]);

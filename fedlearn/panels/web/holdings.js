@@ -1,6 +1,6 @@
 // Who holds what: a row per client, a column per label, sizes as bars at the right.
 function render({ model, el }) {
-  const p = pane(model, el, "fl-holdings");
+  const p = pane(model, el, "fl-holdings"), say = speech(model);
   const cells = svg("g", {}, p.drawing);
   const pools = { cell: new Pool(cells, "rect"), bar: new Pool(cells, "rect"), num: new Pool(cells, "text"),
     tick: new Pool(svg("g", {}, p.drawing), "text") };
@@ -25,7 +25,7 @@ function render({ model, el }) {
     const most = Math.max(1, ...counts), largest = Math.max(1, ...sizes);
     const l = 46, r = 78, t = 7, b = 40, gap = 8;
     const cw = (w - l - r - gap) / C, rh = (h - t - b) / N, thin = rh < 5 ? 0 : 1;
-    high.textContent = `${most} examples`;
+    high.textContent = say("{n} examples", { n: most });
     const Y = (k) => t + k * rh;
     for (let k = 0; k < N; k++) {
       for (let c = 0; c < C; c++) {
@@ -43,7 +43,7 @@ function render({ model, el }) {
     const every = (room, need) => [1, 2, 5, 10, 20, 50].find((m) => m * room >= need) || 100;
     for (let k = 0, m = every(rh, 15); k < N; k += m)
       pools.tick.next({ x: l - 6, y: Y(k) + rh / 2 + 4.5, "text-anchor": "end" }, String(k));
-    const labels = model.get("names"), wide = Math.max(...labels.map((s) => s.length)) * 8 + 6;
+    const labels = model.get("names"), wide = Math.max(...labels.map(length)) * 8 + 6;
     for (let c = 0, m = every(cw, wide); c < C; c += m)
       pools.tick.next({ x: l + (c + 0.5) * cw, y: h - b + 16, "text-anchor": "middle" }, labels[c]);
     if (rh < 15) {
@@ -55,7 +55,7 @@ function render({ model, el }) {
     const my = (t + h - b) / 2;
     put(names[0], { x: 13, y: my, transform: `rotate(-90 13 ${my})` }).textContent = model.get("rowname");
     put(names[1], { x: l + (C * cw) / 2, y: h - 6 }).textContent = model.get("colname");
-    put(names[2], { x: w - r, y: h - 6, "text-anchor": "start" }).textContent = "examples";
+    put(names[2], { x: w - r, y: h - 6, "text-anchor": "start" }).textContent = say("examples");
     Object.assign(p.drawing.dataset, { gen: model.get("gen"), n: N });
   }
   const ask = painter(draw), stop = sized(p, draw);

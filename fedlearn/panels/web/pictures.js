@@ -29,7 +29,7 @@ function render({ model, el }) {
     return { ...best, size: best.size > 2 ? Math.floor(best.size) : Math.max(best.size, 0.5) };
   }
 
-  const short = (s, room) => (s.length * 7.2 <= room ? s : s.slice(0, Math.max(1, Math.floor(room / 7.2) - 1)) + "…");
+  const short = (s, room) => (length(s) * 7.2 <= room ? s : s.slice(0, Math.max(1, Math.floor(((room / 7.2) * s.length) / length(s)) - 1)) + "…");
 
   function draw() {
     const { w, h } = p.size, names = model.get("names"), remarks = model.get("remarks"), shapes = model.get("shapes");

@@ -66,7 +66,7 @@ function render({ model, el }) {
   }
   // a name goes to the first of eight places round its point that is free and inside the frame
   function place(q, X, Y, box, taken) {
-    const x = X(q.at[0]), y = Y(q.at[1]), wide = q.name.length * 7.4 + 4;
+    const x = X(q.at[0]), y = Y(q.at[1]), wide = length(q.name) * 7.4 + 4;
     const spots = [[12, 4, "start"], [-12, 4, "end"], [0, -13, "middle"], [0, 22, "middle"],
       [10, -12, "start"], [10, 20, "start"], [-10, -12, "end"], [-10, 20, "end"]];
     const rect = ([dx, dy, a]) => { const l = x + dx - (a === "end" ? wide : a === "middle" ? wide / 2 : 0); return [l, y + dy - 13, l + wide, y + dy + 4]; };

@@ -1,20 +1,21 @@
 // Errors (read out at once), news (read out when there is a pause), and the code of this run.
 function render({ model, el }) {
   el.classList.add("fl-status");
+  const say = speech(model);
   const alert = html("div", "fl-alert", el), news = html("div", "fl-news", el), said = html("div", "fl-sr", el);
-  const code = html("div", "fl-code", el), copy = html("button", "jupyter-button fl-copy", code, "Copy");
+  const code = html("div", "fl-code", el), copy = html("button", "jupyter-button fl-copy", code, say("Copy"));
   const text = html("pre", "", code);
   put(alert, { role: "alert" });
   put(said, { "aria-live": "polite" });
-  put(text, { tabindex: 0, "aria-label": "Python that makes this run" });
+  put(text, { tabindex: 0, "aria-label": say("Python that makes this run") });
   copy.addEventListener("click", async () => {
-    try { await navigator.clipboard.writeText(model.get("code")); copy.textContent = "Copied"; }
-    catch { getSelection().selectAllChildren(text); copy.textContent = "Selected"; }
-    setTimeout(() => { copy.textContent = "Copy"; }, 1500);
+    try { await navigator.clipboard.writeText(model.get("code")); copy.textContent = say("Copied"); }
+    catch { getSelection().selectAllChildren(text); copy.textContent = say("Selected"); }
+    setTimeout(() => { copy.textContent = say("Copy"); }, 1500);
   });
   const show = (node, s) => { if (node.textContent !== s) node.textContent = s; node.hidden = !s; };
   function draw() {
-    show(alert, model.get("error"));
+    show(alert, model.get("error") && say("{error}", { error: model.get("error") }));
     show(news, model.get("news"));
     if (said.textContent !== model.get("said")) said.textContent = model.get("said");
     code.hidden = !model.get("code");
@@ -31,12 +32,12 @@ function render({ model, el }) {
     put(h, { "aria-label": t });
     if (!r || r.dataset.named) return;
     r.dataset.named = "1";
-    put(r, { "aria-label": `${t} value` });
+    put(r, { "aria-label": say("{name} value", { name: t }) });
     if (r.isContentEditable) put(r, { role: "textbox" });
-    const say = () => put(h, { "aria-valuetext": r.textContent });
-    new MutationObserver(say).observe(r, { childList: true, characterData: true, subtree: true });
-    new MutationObserver(say).observe(h, { attributes: true, attributeFilter: ["aria-valuetext"] });
-    say();
+    const spell = () => put(h, { "aria-valuetext": r.textContent });
+    new MutationObserver(spell).observe(r, { childList: true, characterData: true, subtree: true });
+    new MutationObserver(spell).observe(h, { attributes: true, attributeFilter: ["aria-valuetext"] });
+    spell();
   });
   let tries = 0;
   const timer = setInterval(() => { name(); if (++tries > 40) clearInterval(timer); }, 150);
