@@ -104,7 +104,7 @@ def language(name: str | None = None) -> str:
     Example:
         >>> from fedlearn.panels import controls
         >>> language("zh"), controls.slider("Clients", 20, 2, 100).description, language("en")
-        ('zh', '客户端', 'en')
+        ('zh', '客户端数', 'en')
     """
     global _now
     if name is not None:
