@@ -719,20 +719,20 @@ print(json.dumps(seen))
 
 
 @pytest.mark.slow
-def test_a_process_killed_at_100_random_moments_loses_no_round(tmp_path, record_property):
+def test_a_process_killed_at_random_moments_loses_no_round(tmp_path, record_property):
     """A forked process each time: starting Python and torch anew would take most of the time."""
     kinds = ["scaffold", "fedadam", "feddyn of lesson 8", "asynchronous", "private"]
-    here = str(Path(__file__).parent)
+    here, n = str(Path(__file__).parent), 40 if os.environ.get("FEDLEARN_FAST") else 100
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, here, json.dumps(kinds), "100", str(tmp_path)],
+        [sys.executable, "-c", KILLED, here, json.dumps(kinds), str(n), str(tmp_path)],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
-    assert len(seen) == 100 and len(set(seen)) > 4, seen  # it died in many different rounds
+    assert len(seen) == n and len(set(seen)) > 4, seen  # it died in many different rounds
     middle = sum(0 < t < 8 for t in seen)
-    record_property("measured", f"100 SIGKILLs, {middle} in the midst of a run: no round lost")
-    assert middle > 25
+    record_property("measured", f"{n} SIGKILLs, {middle} in the midst of a run: no round lost")
+    assert middle > n / 4
 
 
 def test_resumed_methods_are_all_of_the_battery():

@@ -34,7 +34,7 @@ def test_a_panel_is_measured(page, record_property, name, presses):
 
 @pytest.mark.parametrize("name", LESSONS)
 def test_a_lesson(page, record_property, name):
-    record_property("measured", exercise(page, name, presses=6, reruns=2))
+    record_property("measured", exercise(page, name, presses=4, reruns=1))
     screenshots(page, name)
 
 
