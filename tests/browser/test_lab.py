@@ -25,9 +25,9 @@ LESSONS = sorted(p.name for p in NOTEBOOKS.glob("*.ipynb"))
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize(("name", "presses"), [("scratch", 40), ("toy", 20)])
+@pytest.mark.parametrize(("name", "presses"), [("scratch", 20), ("toy", 10)])
 def test_a_panel_is_measured(page, record_property, name, presses):
-    reruns = 10 if name == "scratch" else 1
+    reruns = 6 if name == "scratch" else 1
     record_property("measured", exercise(page, f"{name}.ipynb", presses, reruns))
     screenshots(page, name)
 
