@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from exercise import drawn, exercise, nudge, screenshots, sliders
-from lab import NOTEBOOKS, in_kernel
+from lab import NOTEBOOKS, in_kernel, settled
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 LESSONS = sorted(p.name for p in NOTEBOOKS.glob("*.ipynb"))
@@ -54,13 +54,18 @@ def takes_anybody_s_world(page: Any, panel: Any) -> None:
     assert lines.count() == 3
     before = [line.get_attribute("d") for line in lines.all()]
     assert all(len(d) > 20 for d in before), "a picture is blank"
+    run = panel.locator(".fl-part svg[data-gen]").first.get_attribute("data-gen")
     nudge(page, sliders(panel)[0])
+    panel.locator(f".fl-part svg[data-gen='{int(run) + 1}']").first.wait_for(timeout=10_000)
     in_kernel(page, "panel.engine.wait()")
-    page.wait_for_timeout(300)
+    settled(panel)
     after = [line.get_attribute("d") for line in lines.all()]
     assert all(a != b for a, b in zip(before, after, strict=True))
     panel.get_by_role("button", name="Code").click()
-    code = panel.locator("pre", has_text="d = patients  # your own").inner_text()
+    shown = panel.locator("pre", has_text="d = patients  # your own")
+    shown.wait_for()
+    settled(panel)
+    code = shown.inner_text()
     assert "model.from_module(net)" in code
     ends = "print(*(panel.engine.snapshot().columns[k][-1] for k in ('loss', 'accuracy')))"
     assert in_kernel(page, code) == in_kernel(page, ends)
