@@ -218,7 +218,15 @@ def test_an_assignment_writes_as_the_lessons_do(path):
     ]
     assert stated == [*POINTS[path.stem].values()] and sum(stated) == 20
     assert 50 <= sum(minutes) <= 75  # a student's hour
-    assert all(not c.get("outputs") for c in code(path))
+
+
+@pytest.mark.parametrize("path", MASTERS, ids=lambda p: p.stem)
+def test_an_assignment_is_stored_as_it_runs_and_every_example_is_right(path):
+    cells = code(path)
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1)), "not run in order"
+    assert all(o.output_type == "stream" and o.name == "stdout" for c in cells for o in c.outputs)
+    said = "".join(o.text for c in cells for o in c.outputs)
+    assert all(f"Question {n}: the example is right" in said for n in range(1, 6))
 
 
 @pytest.mark.slow
