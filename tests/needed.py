@@ -168,3 +168,33 @@ def needed(cells: list[nbformat.NotebookNode], wanted: set[int]) -> dict[int, st
             missing.append(f"{name!r}, read in cell {reader}")
     assert not missing, f"nothing before makes {missing}"
     return dict(sorted(why.items()))
+
+
+def taken(cells: list[nbformat.NotebookNode], panel: int) -> dict[str, int]:
+    """Names that a panel's functions read when a slider moves, and the cells below that take them.
+
+    What a panel is given may hold functions; what one of them reads is looked up when it is called,
+    so it is the last cell that has set it which counts.
+    """
+    everything = statements(cells)
+    end = max(at for at, s in enumerate(everything) if s.cell == panel)
+    todo: list[tuple[str, int, bool]] = []  # name, looked for above this statement, read at a move
+    for at, s in enumerate(everything):
+        if s.cell == panel:
+            todo += [(name, at, True) for name in s.later] + [(name, at, False) for name in s.reads]
+    seen: set[tuple[str, int, bool]] = set()
+    while todo:
+        if (now := todo.pop()) in seen:
+            continue
+        seen.add(now)
+        name, at, _ = now
+        for before in range(at - 1, -1, -1):
+            s = everything[before]
+            if name in s.makes | s.changes:
+                todo += [(used, end, True) for used in s.later]
+                todo += [(used, before, False) for used in s.reads]
+                if name in s.makes:
+                    break
+    moved = {name for name, _, at_a_move in seen if at_a_move}
+    below = [s for s in everything if s.cell > panel]
+    return {name: s.cell for s in below for name in moved & (s.makes | s.changes)}

@@ -18,7 +18,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from needed import needed, shows_a_panel
+from needed import needed, shows_a_panel, taken
 from skeleton import hidden, tags
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -71,9 +71,7 @@ def execute(path: Path, folder: Path, kept: Path) -> tuple[nbformat.NotebookNode
     (folder / "sitecustomize.py").write_text(OFFLINE)
     env = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(
-            [str(folder), TOOLS, *os.environ.get("PYTHONPATH", "").split()]
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), TOOLS, os.getenv("PYTHONPATH")])),
         "XDG_CACHE_HOME": str(folder),
         "FEDLEARN_FAST": "1",
         "OMP_NUM_THREADS": "1",  # a notebook a core
@@ -206,6 +204,15 @@ def test_what_the_panels_need_is_setup_and_nothing_else(path):
     assert not missing, f"not tagged `setup`, though a panel needs it: {missing}"
     assert not setup - {*need}, f"`setup` that no panel needs: {shown(nb, setup - {*need})}"
     assert not tagged(nb, "further") & {*need}, "a panel needs a further experiment"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
+def test_a_panel_still_moves_when_all_cells_have_run(path):
+    cells = nbformat.read(path, as_version=4).cells
+    for i in tagged(nbformat.NotebookNode(cells=cells), "panel"):
+        assert not (lost := taken(cells, i)), (
+            f"cell {i}'s panel reads names that cells take: {lost}"
+        )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
