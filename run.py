@@ -510,7 +510,7 @@ def lab(port: int | None, browser: bool, *cpu: str) -> int:
     command += [] if browser else ["--no-browser"]
     command += ["--allow-root"] if getattr(os, "geteuid", lambda: 1)() == 0 else []  # containers
     say("Starting JupyterLab. There: Run > Run All Cells, then drag. Ctrl-C here ends it.")
-    paths = [str(ROOT / "tools/jupyter"), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
+    paths = filter(None, [str(ROOT / "tools/jupyter"), os.environ.get("JUPYTER_CONFIG_PATH")])
     try:
         return call(command, JUPYTER_CONFIG_PATH=os.pathsep.join(paths))
     except KeyboardInterrupt:
