@@ -79,10 +79,8 @@ PARTS = {  # name: what .venv's Python is given, one command after the other
     "types": [["-m", "mypy"]],
     "unit": [[*UNIT, "-m", "not alone", *CORES], [*ALONE, "-m", "alone"]],
     "notebooks": [["-m", "pytest", "tests/test_notebooks.py"]],
-    "browser": [[*BROWSER, "-m", "alone"], [*BROWSER, "-m", "not alone", *FEW]],
-}
-ASKED = {  # parts that run only when they are named
     "deployed": [["-m", "pytest", "tests/deployed"]],  # processes over Flower: two minutes
+    "browser": [[*BROWSER, "-m", "alone"], [*BROWSER, "-m", "not alone", *FEW]],
 }
 FAST = {  # for whoever is writing code
     "lint": PARTS["lint"],
@@ -542,8 +540,8 @@ def free_port() -> int:
 def test(names: list, fast: bool = False, *cpu: str) -> int:
     """Run the parts one after the other; a failing one does not keep the others from running."""
     prepare("lab", "test", *cpu)
-    results, table, parts = [], [], FAST if fast else {**PARTS, **ASKED}
-    for name in names or (FAST if fast else PARTS):
+    results, table, parts = [], [], FAST if fast else PARTS
+    for name in names or parts:
         say(f"\n=== {name} ===")
         start = time.monotonic()
         results.append(browser_part() if name == "browser" else run_part(parts[name]))
@@ -631,9 +629,9 @@ def port_number(text: str) -> int:
 
 
 def part_name(text: str) -> str:
-    """One of PARTS, or of those that are asked for."""
-    if text not in {**PARTS, **ASKED}:
-        known = ", ".join([*PARTS, *ASKED])
+    """One of PARTS."""
+    if text not in PARTS:
+        known = ", ".join(PARTS)
         raise argparse.ArgumentTypeError(f"there is no part {text}, only {known}")
     return text
 
@@ -661,7 +659,7 @@ def main(words: list | None = None) -> int:
     command.add_argument("--no-browser", action="store_true", help="only print the address")
     command.add_argument("--port", type=port_number, help="listen here; 0 takes any free port")
     command = commands.add_parser("test", help="run every check, or only the parts named")
-    command.add_argument("parts", nargs="*", type=part_name, help=", ".join([*PARTS, *ASKED]))
+    command.add_argument("parts", nargs="*", type=part_name, help=", ".join(PARTS))
     text = f"only what is done in two minutes: {', '.join(FAST)} without the slow tests"
     command.add_argument("--fast", action="store_true", help=text)
     add_pages(commands)

@@ -44,4 +44,5 @@ def test_it_runs_as_a_command(tmp_path):
         [sys.executable, FILE, *more], capture_output=True, text=True, timeout=60
     )
     assert [run(note).stdout for _ in range(2)] == [f"{note}: frozen\n", f"{note}: nothing to do\n"]
-    assert run().returncode == 2 and "usage: python tools/freeze.py" in run().stdout
+    nothing = run()
+    assert nothing.returncode == 2 and "usage: python tools/freeze.py" in nothing.stdout

@@ -13,8 +13,8 @@ import nbformat
 import numpy as np
 import pytest
 from pages import markdown, pack, record, recordings, student
-from pages.lessons import lesson, lessons
-from pages.page import Lesson, page
+from pages.lessons import Lesson, lesson, lessons
+from pages.page import page
 
 from fedlearn.panels import Curve, Explorable, Panel, Settings, controls, frames
 

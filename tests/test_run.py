@@ -882,15 +882,7 @@ def parts(run, monkeypatch):
     monkeypatch.setattr(run, "PYTHON", Path(sys.executable))
     monkeypatch.setattr(run, "PARTS", {"one": [OK], "two": [BAD], "three": [OK]})
     monkeypatch.setattr(run, "FAST", {"one": [BAD], "three": [OK]})
-    monkeypatch.setattr(run, "ASKED", {"long": [BAD]})
     return run.PARTS
-
-
-def test_a_part_that_must_be_asked_for_runs_when_it_is_named(run, parts, capfd):
-    parts["two"] = [OK]
-    assert run.main(["test"]) == 0 and "long" not in capfd.readouterr().out
-    assert run.main(["test", "one", "long"]) == 1
-    assert "long       failed" in capfd.readouterr().out
 
 
 def test_a_failing_part_does_not_hide_the_others(run, parts, capfd):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from lab import NOTEBOOKS, browser, chromium
-from pages.lessons import lesson, lessons, texts
-from pages.page import Lesson, index
+from pages.lessons import Lesson, lesson, lessons, texts
+from pages.page import index
 from pages.page import page as page_of
 from pages.record import record
 from pages.recordings import quick

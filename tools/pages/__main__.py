@@ -26,8 +26,8 @@ from joblib import cpu_count
 
 from fedlearn.partition.files import write_whole
 
-from .lessons import ROOT, lessons, texts
-from .page import Lesson, index, page
+from .lessons import ROOT, Lesson, lessons, texts
+from .page import index, page
 from .pdf import printed
 from .recordings import kept, quick, recordings
 

@@ -7,7 +7,6 @@ import html
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -16,6 +15,7 @@ from fedlearn import panels
 from fedlearn.panels.parts.base import sheet
 
 from . import markdown
+from .lessons import Cell, Lesson, tags
 
 WEB = Path(__file__).with_name("web")
 PANELS = Path(panels.__file__).with_name("web")
@@ -23,35 +23,6 @@ LIVE = (
     "The panels replay recorded runs. To train anew, and to run the code, get the course and start "
     "<code>python run.py lab</code>."
 )
-Cell = Mapping[str, Any]
-
-
-@dataclass
-class Lesson:
-    """A notebook, or a text beside the lessons, and what was recorded of its panels."""
-
-    stem: str
-    cells: Sequence[Cell]
-    recordings: Mapping[str, str] = field(default_factory=dict)  # cell id: what player.js reads
-
-    @property
-    def title(self) -> str:
-        """Its first heading."""
-        text = "".join(self.cells[0]["source"])
-        return markdown.plain(text.split("\n", 1)[0].lstrip("# "))
-
-    @property
-    def subtitle(self) -> str:
-        """What it calls itself: ``Lesson 7: client drift``; "" where it doesn't."""
-        found = re.search(r"^\*(Lesson \d+:.*?)\*$", "".join(self.cells[0]["source"]), re.MULTILINE)
-        return found[1] if found else ""
-
-    @property
-    def minutes(self) -> str:
-        """What it says it takes."""
-        first = "\n".join("".join(c["source"]) for c in self.cells[:2])
-        found = re.search(r"(\d+) minutes", first)
-        return found[1] if found else ""
 
 
 def page(lesson: Lesson, before: Lesson | None = None, after: Lesson | None = None) -> str:
@@ -65,7 +36,7 @@ def page(lesson: Lesson, before: Lesson | None = None, after: Lesson | None = No
     toc = "".join(f'<li><a href="#{s}">{t}</a></li>' for s, t in heads)
     live = f'<p class="live">{LIVE}</p>' if lesson.recordings else ""
     return filled(
-        title=html.escape(lesson.title),
+        title=_title(lesson),
         toc=f"<ol>{toc}</ol>",
         body=re.sub(r"(</h1>)", rf"\1{live}", body, count=1),
         before=_way(before, "prev", "← {}"),
@@ -77,11 +48,11 @@ def page(lesson: Lesson, before: Lesson | None = None, after: Lesson | None = No
 def index(lessons: Sequence[Lesson], texts: Sequence[Lesson]) -> str:
     """The page that leads to all others."""
     rows = "".join(
-        f'<li value="{int(x.stem[:2])}"><a href="{x.stem}.html">{html.escape(x.title)}</a>'
+        f'<li value="{int(x.stem[:2])}"><a href="{x.stem}.html">{_title(x)}</a>'
         f"<small>{html.escape(_about(x))}</small></li>"
         for x in lessons
     )
-    also = " and ".join(f'<a href="{x.stem}.html">{html.escape(x.title)}</a>' for x in texts)
+    also = " and ".join(f'<a href="{x.stem}.html">{_title(x)}</a>' for x in texts)
     body = (
         '<h1 id="top">fedlearn: a course on federated learning</h1>'
         "<p>Federated learning trains one model on data that stays where it is. Each lesson asks "
@@ -114,8 +85,12 @@ def player() -> str:
 def _way(to: Lesson | None, rel: str, mark: str) -> str:
     if to is None:
         return ""
-    title = html.escape(to.title)
+    title = _title(to)
     return f'<a rel="{rel}" href="{to.stem}.html">{mark.format(f"<span>{title}</span>")}</a>'
+
+
+def _title(lesson: Lesson) -> str:
+    return html.escape(markdown.plain(lesson.heading))
 
 
 def _about(lesson: Lesson) -> str:
@@ -124,11 +99,6 @@ def _about(lesson: Lesson) -> str:
     words = [subject, f"{lesson.minutes} minutes" if lesson.minutes else ""]
     words.append(f"{panels_} panel{'s' * (panels_ > 1)}")
     return " · ".join(filter(None, words))
-
-
-def tags(c: Cell) -> set[str]:
-    """What a cell is for."""
-    return set(c["metadata"].get("tags", ()))
 
 
 # -- cells ----------------------------------------------------------------------------------------

@@ -23,8 +23,7 @@ from fedlearn.panels.explorable import Explorable
 from fedlearn.partition.files import write_whole
 
 from . import record as recorder
-from .lessons import lesson
-from .page import Cell, Lesson, tags
+from .lessons import Cell, Lesson, lesson, tags
 from .record import Grid, checked, quick_grid, record
 
 GRIDS = Path(__file__).with_name("grids.toml")

@@ -18,8 +18,7 @@ from typing import Any
 
 from fedlearn.partition.files import write_whole
 
-from .lessons import NOTEBOOKS, ROOT
-from .page import tags
+from .lessons import NOTEBOOKS, ROOT, tags
 
 NOTE = """def {name}(*answer):
     print("noted; this copy of the notebook doesn't hold the answer")"""
