@@ -55,6 +55,12 @@ def order(nb: nbformat.NotebookNode, number: str) -> Iterator[str]:
         yield f"ends with {LAST}, in this order, got {ends}"
     elif titles[-4:] != LAST:
         yield f"nothing but {LAST} stands at the end, got {titles[-5:]}"
+    for what, pattern in (("sections", r"^## (\w+)\. "), ("experiments", r"^### ([A-Z])\. ")):
+        texts = (c.source for c in nb.cells if c.cell_type == "markdown")
+        got = [name for text in texts for name in re.findall(pattern, text, re.M)]
+        due = [str(i) if what == "sections" else chr(64 + i) for i in range(1, len(got) + 1)]
+        if got != due:
+            yield f"{what} are counted without a gap, got {got}"
     if not any("predict" in c.source.lower() for c in nb.cells if c.cell_type == "markdown"):
         yield "asks for a prediction before a slider moves"
 

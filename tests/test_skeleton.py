@@ -71,6 +71,8 @@ BROKEN = {
     "links to notation.md": change(1, source=""),
     "in this order": change(6, source="## Other"),
     "nothing but": lambda nb: nb.cells.append(text("## One more")),
+    "sections are counted": change(3, source="## 1. Predict\n## 3. Move"),
+    "experiments are counted": change(8, source="## Further experiments\n### B. Move"),
     "asks for a prediction": change(3, source="Move."),
     "16 visible lines": change(2, source="\n".join(["1"] * 16)),
     "37 code cells in the main line": lambda nb: nb.cells.extend([code("1")] * 36),
