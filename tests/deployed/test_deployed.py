@@ -255,9 +255,10 @@ ENDS = {
 def test_a_demo_that_is_interrupted_leaves_nothing_behind(how, tmp_path):
     folder, said, (when, interrupt) = tmp_path / "demo", [], ENDS[how]
     words = ["-m", "fedlearn.flower", "demo", "--clients", "1", "--folder", str(folder)]
+    hears = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the background it is ignored
     with subprocess.Popen(
         [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=hears,
     ) as process:  # fmt: skip
         for line in process.stdout:
             said.append(line)
