@@ -128,6 +128,15 @@ def shows_a_panel(cell: nbformat.NotebookNode) -> bool:
     return False
 
 
+def setters(everything: list[Statement], name: str, end: int) -> Iterator[int]:
+    """The statements before ``end`` that set a name, backwards to the last that makes it anew."""
+    for at in range(end - 1, -1, -1):
+        if name in everything[at].makes | everything[at].changes:
+            yield at
+            if name in everything[at].makes:
+                return
+
+
 def needed(cells: list[nbformat.NotebookNode], wanted: set[int]) -> dict[int, str]:
     """The cells that the wanted ones need, each with a reason; they themselves are left out."""
     everything = statements(cells)
@@ -153,17 +162,12 @@ def needed(cells: list[nbformat.NotebookNode], wanted: set[int]) -> dict[int, st
         seen.add((name, at))
         own = everything[at]
         found = name in GIVEN or name in own.makes | own.changes
-        for before in range(at, -1, -1):
-            s = everything[before]
-            if name not in s.makes | s.changes or (before == at and name not in s.later):
-                continue
-            found = True
+        for before in setters(everything, name, at + (name in own.later)):
+            s, found = everything[before], True
             if s.cell not in why and s.cell not in wanted:
                 why[s.cell] = f"{name!r}, read in cell {reader}"
                 run(s.cell)
             todo.extend((used, at, s.cell) for used in s.later)
-            if name in s.makes:
-                break
         if not found:
             missing.append(f"{name!r}, read in cell {reader}")
     assert not missing, f"nothing before makes {missing}"
@@ -188,13 +192,9 @@ def taken(cells: list[nbformat.NotebookNode], panel: int) -> dict[str, int]:
             continue
         seen.add(now)
         name, at, _ = now
-        for before in range(at - 1, -1, -1):
-            s = everything[before]
-            if name in s.makes | s.changes:
-                todo += [(used, end, True) for used in s.later]
-                todo += [(used, before, False) for used in s.reads]
-                if name in s.makes:
-                    break
+        for before in setters(everything, name, at):
+            todo += [(used, end, True) for used in everything[before].later]
+            todo += [(used, before, False) for used in everything[before].reads]
     moved = {name for name, _, at_a_move in seen if at_a_move}
     below = [s for s in everything if s.cell > panel]
     return {name: s.cell for s in below for name in moved & (s.makes | s.changes)}

@@ -11,6 +11,7 @@ from test_notation import BOLD, FOLDER, LESSONS, tables, words_of
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PAGES = [*LESSONS, *sorted(FOLDER.glob("*.md"))]
+TEACHING = sorted((FOLDER.parent / "teaching").glob("*.md"))
 THERE = {path.name[:2] for path in LESSONS}  # numbers of the lessons that are written
 
 
@@ -94,6 +95,51 @@ def test_relative_links_lead_somewhere(path):
 def test_a_link_to_nowhere_is_noticed():
     assert dead("x", "[a](no_such_file.md)") == ["x: no_such_file.md"]
     assert dead("x", "[a](01_another_name.ipynb)") == ["x: 01_another_name.ipynb"]
+
+
+PLACES = {  # what a text can point to in a lesson, and how the lesson heads it
+    "section": r"^## (\d+)\. ",
+    "experiment": r"^### ([A-Z])\. ",
+    "claim": r"\*\*(?:Claim|Question) (\d)",
+    "exercise": r"\*\*Exercise (\d)",
+}
+POINTS_TO = re.compile(  # lesson 4, claim 2; [lesson 4](…)'s section 8; further experiments C
+    r"(?:\b[Ll]esson (\d+)(?:\]\([^)]*\))?(?:'s|,)? )?\(?(?:[Ff]urther )?\*?"
+    r"\b([Ss]ection|[Ee]xperiment|[Cc]laim|[Ee]xercise)s?\*? (\d+|[A-Z])\b"
+)
+
+
+@cache
+def places(number: int) -> dict[str, set[str]]:
+    text = next(words_of(p) for p in LESSONS if p.name.startswith(f"{number:02d}"))
+    return {kind: {*re.findall(head, text, re.M)} for kind, head in PLACES.items()}
+
+
+def astray(text: str, own: int | None) -> list[str]:
+    """Sections, claims, experiments and exercises that a text names and no lesson has."""
+    found = []
+    for m in POINTS_TO.finditer(text):
+        number = int(m[1]) if m[1] else own
+        if number is not None and m[3] not in places(number)[m[2].lower()]:
+            found.append(f"{m[0]} (lesson {number})")
+    return found
+
+
+@pytest.mark.parametrize("path", [*PAGES, *TEACHING], ids=lambda p: p.stem)
+def test_a_section_a_claim_or_an_experiment_that_is_named_is_there(path):
+    if path.suffix == ".ipynb":
+        assert astray(words_of(path), int(path.name[:2])) == []
+    else:
+        assert astray(path.read_text(encoding="utf-8"), None) == []
+
+
+def test_a_claim_that_is_gone_is_noticed():
+    assert astray("see lesson 4, claim 9, and [lesson 2](x.ipynb), section 1", None) == [
+        "lesson 4, claim 9 (lesson 4)"
+    ]
+    assert astray("(*further experiments* Z) and claim 1", 4) == [
+        "further experiments* Z (lesson 4)"
+    ]
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)

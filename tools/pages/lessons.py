@@ -11,8 +11,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
-
-
 Cell = Mapping[str, Any]
 
 
