@@ -14,12 +14,13 @@ from pages.page import page as page_of
 from pages.record import record
 from pages.recordings import quick
 
-from fedlearn.panels import Bars, Explorable, controls
+from fedlearn.panels import Bars, Explorable, Plane, controls
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 STEMS = sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
 ALL = [*STEMS, "glossary", "index", "notation"]
 PHONE = (390, 844)
+SIDES = (("x", "width"), ("y", "height"))
 
 # What a reader's hand does to the first control of a panel that has another value.
 MOVE = """root => {
@@ -138,17 +139,46 @@ def test_run_and_step_replay_the_rounds(page, made):
     assert count.inner_text() == f"round {rounds}/{rounds}"
 
 
+def page_of_one(panel: Explorable, grids: list, folder: Path) -> Path:
+    """A page with this panel, recorded, and nothing else; the panel is closed."""
+    data = record(panel, grids)["data"]
+    panel.close()
+    text = {"cell_type": "markdown", "metadata": {}, "source": "# One"}
+    cell = {"cell_type": "code", "id": "x", "metadata": {}, "source": "one", "outputs": []}
+    path = folder / "one.html"
+    path.write_text(page_of(Lesson("99_one", [text, cell], {"x": data})), encoding="utf-8")
+    return path
+
+
+def test_names_of_points_that_meet_do_not_cover_each_other(page, tmp_path):
+    """Six points that come together: each name has a place of its own, and stays in the frame."""
+
+    def points(near):
+        at = [(near * x, near * y) for x, y in ((-1, 0), (1, 0), (0, 1), (0, -1), (1, 1), (-1, 1))]
+        names = ("client 0", "client 1", "FedAvg ends", "optimum", "weights p", "equal weights")
+        yield {"plane": {"points": [{"at": q, "name": n} for q, n in zip(at, names)]}}
+
+    knobs = {"near": controls.choices("Near", [1, 0.1, 0], 1)}
+    panel = Explorable(knobs, points, [Plane(xlim=(-2, 2), ylim=(-2, 2))])
+    visit(page, page_of_one(panel, [{"near": [1, 0.1, 0]}], tmp_path))
+    slider = page.get_by_label("Near", exact=True)
+    for stop in ("0", "1", "2"):
+        slider.fill(stop)
+        frame = page.locator(".fl-parts svg").first.bounding_box()
+        boxes = [n.bounding_box() for n in page.locator(".fl-name:visible").all()]
+        assert len(boxes) == 6
+        for i, a in enumerate(boxes):
+            assert frame["x"] <= a["x"] and a["x"] + a["width"] <= frame["x"] + frame["width"]
+            for b in boxes[:i]:
+                apart = (abs(a[k] - b[k]) - (a if a[k] < b[k] else b)[size] for k, size in SIDES)
+                assert max(apart) > -6, f"{stop}: a name covers another one: {a}, {b}"
+
+
 def test_the_nearest_recorded_run_is_shown_and_named(page, tmp_path):
     """Recorded are a = 0, 1, 2 at b = 0, and b = 0, 1, 2 at a = 0; asked for is a = 1 at b = 2."""
     knobs = {k: controls.slider(k.upper(), 0, 0, 2) for k in "ab"}
     panel = Explorable(knobs, lambda a, b: [{"bars": [a, b, 5]}], [Bars(title="both")])
-    data = record(panel, [{"a": [0, 1, 2]}, {"b": [0, 1, 2]}])["data"]
-    panel.close()
-    text = {"cell_type": "markdown", "metadata": {}, "source": "# Both"}
-    cell = {"cell_type": "code", "id": "x", "metadata": {}, "source": "both", "outputs": []}
-    path = tmp_path / "both.html"
-    path.write_text(page_of(Lesson("99_both", [text, cell], {"x": data})), encoding="utf-8")
-    visit(page, path)
+    visit(page, page_of_one(panel, [{"a": [0, 1, 2]}, {"b": [0, 1, 2]}], tmp_path))
     said, picture = page.locator(".fl-recorded"), page.locator(".fl-bars svg")
     a, b = page.get_by_label("A", exact=True), page.get_by_label("B", exact=True)
     b.fill("2")

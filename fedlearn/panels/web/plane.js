@@ -64,11 +64,12 @@ function render({ model, el }) {
     for (const pool of [rings, paths, heads, marks, texts]) pool.done();
     Object.assign(p.drawing.dataset, { gen: model.get("gen"), n: (s.points || []).length });
   }
-  // a name goes to the first of eight places round its point that is free and inside the frame
+  // a name goes to the first of 16 places round its point, near ones first, that is free and inside
   function place(q, X, Y, box, taken) {
     const x = X(q.at[0]), y = Y(q.at[1]), wide = length(q.name) * 7.4 + 4;
     const spots = [[12, 4, "start"], [-12, 4, "end"], [0, -13, "middle"], [0, 22, "middle"],
-      [10, -12, "start"], [10, 20, "start"], [-10, -12, "end"], [-10, 20, "end"]];
+      [10, -12, "start"], [10, 20, "start"], [-10, -12, "end"], [-10, 20, "end"],
+      ...[-29, 37, -46, 54].flatMap((dy) => [[10, dy, "start"], [-10, dy, "end"]])];
     const rect = ([dx, dy, a]) => { const l = x + dx - (a === "end" ? wide : a === "middle" ? wide / 2 : 0); return [l, y + dy - 13, l + wide, y + dy + 4]; };
     const free = (b) => b[0] > box.l && b[2] < box.r && b[1] > box.t && b[3] < box.b && !taken.some((o) => b[0] < o[2] && b[2] > o[0] && b[1] < o[3] && b[3] > o[1]);
     const spot = spots.find((o) => free(rect(o))) || spots[0];
