@@ -76,6 +76,19 @@ RERUN = """async index => {
   await jupyterapp.commands.execute('notebook:run-cell');
 }"""
 
+# Two texts of a picture that lie on each other.
+OVERLAPS = """root => [...root.querySelectorAll('.fl-part')].flatMap(part => {
+  const texts = [...part.querySelectorAll('text, .fl-drift, .fl-scale, .fl-title')]
+    .filter(e => e.textContent && e.checkVisibility({ visibilityProperty: true }));
+  const boxes = texts.map(e => { const r = document.createRange(); r.selectNodeContents(e);
+    return e.matches('text') ? e.getBoundingClientRect() : r.getBoundingClientRect(); });
+  const meet = (a, b, room) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > room
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 5;
+  const above = e => !e.matches('text');  // a title and the remark beside it keep a distance
+  return texts.flatMap((e, i) => texts.slice(0, i)
+    .filter((f, j) => meet(boxes[i], boxes[j], above(e) && above(f) ? -8 : 1))
+    .map(f => `${f.textContent} | ${e.textContent}`)); })"""
+
 PAUSE = """p => {
   for (const b of p.querySelectorAll('button')) if (/Pause/.test(b.textContent)) b.click();
 }"""
@@ -84,6 +97,8 @@ PAUSE = """p => {
 def exercise(page: Any, name: str, presses: int, reruns: int) -> str:
     """Open, run, drag, type, run again. Returns one line of measurements."""
     panel = drawn(page, name, ".fl-root:not(:has(.fl-heat))")  # a sweep has its own test
+    for part in page.locator(".fl-root").all():
+        assert part.evaluate(OVERLAPS) == []
     panel.evaluate(PROBE)
     assert page.evaluate("() => probe.data().length") > 20, "the picture is blank"
     while_another_cell_runs(page, panel)

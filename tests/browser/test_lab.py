@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exercise import drawn, exercise, nudge, screenshots, sliders
+from exercise import OVERLAPS, drawn, exercise, nudge, screenshots, sliders
 from lab import NOTEBOOKS, in_kernel, settled
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -76,20 +76,11 @@ def takes_anybody_s_world(page: Any, panel: Any) -> None:
     screenshots(page, "own")
 
 
-# Every text for eye and ear but the code, and the two that lie on each other in one picture.
+# Every text for eye and ear but the code.
 SAID = """root => [...root.querySelectorAll('*')].filter(e => !e.closest('pre')).flatMap(e => [
   ...[...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data),
   ...['aria-label', 'aria-valuetext', 'title'].map(k => e.getAttribute(k) || '')])
   .filter(t => t.trim() && t !== 'null')"""  # ipywidgets' title where there is none
-OVERLAPS = """root => [...root.querySelectorAll('.fl-part')].flatMap(part => {
-  const texts = [...part.querySelectorAll('text, .fl-drift, .fl-scale, .fl-title')]
-    .filter(e => e.textContent && e.checkVisibility({ visibilityProperty: true }));
-  const boxes = texts.map(e => { const r = document.createRange(); r.selectNodeContents(e);
-    return e.matches('text') ? e.getBoundingClientRect() : r.getBoundingClientRect(); });
-  const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
-    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 5;
-  return texts.flatMap((e, i) => texts.slice(0, i).filter((_, j) => meet(boxes[i], boxes[j]))
-    .map(f => `${f.textContent} | ${e.textContent}`)); })"""
 
 
 def speaks_chinese(page: Any, panels: list[Any]) -> None:

@@ -2,7 +2,7 @@
 function render({ model, el }) {
   const p = pane(model, el, "fl-bars"), say = speech(model);
   const remark = html("div", "fl-drift");
-  p.head.after(remark);
+  beside(p.head, remark);
   const axes = new Axes(p.drawing);
   const bars = new Pool(svg("g", {}, p.drawing), "rect"), ticks = new Pool(svg("g", {}, p.drawing), "text");
   const zero = svg("path", { class: "fl-frame" }, p.drawing), mean = svg("path", { class: "fl-mean" }, p.drawing);

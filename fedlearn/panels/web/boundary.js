@@ -113,8 +113,11 @@ function render({ model, el }) {
       else { put(halo, { d }); put(shared, { d }); }
     });
     locals.done();
-    for (const n of model.get("names"))
-      names.next({ x: X(n.at[0]), y: Y(n.at[1]) + 4.5, "text-anchor": "middle", class: "fl-name" }, say("class {name}", { name: n.text }));
+    for (const n of model.get("names")) {
+      const name = names.next({ y: Y(n.at[1]) + 4.5, "text-anchor": "middle", class: "fl-name" }, say("class {name}", { name: n.text }));
+      const half = name.getComputedTextLength() / 2 + 4; // inside the frame: beyond it are the ticks
+      put(name, { x: Math.max(box.l + half, Math.min(box.l + side - half, X(n.at[0]))) });
+    }
     names.done();
     Object.assign(p.drawing.dataset, { gen: model.get("gen"), n: owner.length });
   }

@@ -85,6 +85,13 @@ function pane(model, root, cls) {
   return { head, body, drawing, size };
 }
 
+// Put a remark right of the title; below it, where there is no room.
+function beside(head, remark) {
+  const row = html("div", "fl-headrow");
+  head.replaceWith(row);
+  row.append(head, remark);
+}
+
 // Draw at once when the last drawing is old (it saves a frame of latency), else on the next frame.
 function painter(draw) {
   let due = 0, at = 0;

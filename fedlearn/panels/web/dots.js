@@ -7,7 +7,7 @@ function render({ model, el }) {
   const ring = svg("circle", { class: "fl-ring", r: 8 }, p.drawing);
   const worst = svg("text", { class: "fl-worst" }, p.drawing);
   const drift = html("div", "fl-drift");
-  p.head.after(drift);
+  beside(p.head, drift);
 
   function draw() {
     const v = floats(model.get("values"));

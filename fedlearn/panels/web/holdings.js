@@ -9,9 +9,7 @@ function render({ model, el }) {
   const scale = html("div", "fl-scale");
   const low = html("span", "", scale, "0"), ramp = html("span", "fl-ramp", scale), high = html("span", "", scale);
   const note = html("div", "fl-note", el);
-  const row = html("div", "fl-headrow"); // the scale goes below a title that leaves it no room
-  p.head.replaceWith(row);
-  row.append(p.head, scale);
+  beside(p.head, scale);
   ramp.setAttribute("aria-hidden", "true");
 
   function draw() {
