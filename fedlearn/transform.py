@@ -89,13 +89,14 @@ class Context(NamedTuple):
     def noise(self, use: Use, std: float, like: Tensor) -> Tensor:
         """N(0, std²) in the shape of ``like``: (d,), or (R, d) with each client's row its own.
 
-        No two draws of a run have the same path: seed, use, round, stage and the bits of std, with
-        the client, its ``again`` and its turn. So neither two stages nor two runs with different
-        noise share numbers. If ``secret``, every draw is seeded by the operating system instead.
+        No two draws of a run have the same path: seed, use, round, stage and std to nine digits,
+        with the client, its ``again`` and its turn. So neither two stages nor two runs with other
+        noise share numbers, and a last digit that depends on the machine changes no draw. If
+        ``secret``, every draw is seeded by the operating system instead.
         """
         turns = () if self.turns is None else (self.turns,)
         rows = zip(self.answered, self.earlier(), *turns) if like.dim() > 1 else [()]
-        bits = int(np.float64(std).view(np.uint64))
+        bits = int(np.float64(f"{float(std):.9g}").view(np.uint64))
         path = (use, self.round, self.stage, bits)
         new = lambda: np.random.default_rng(secrets.randbits(256))
         rngs = [new() if self.secret else numpy_rng(self.seed, *path, *row) for row in rows]

@@ -714,7 +714,7 @@ def _unit_way(tau: int, lr: float, beta: float, mu: float) -> float:
 
 def _normal(s, std, d, use, t, stage, *who):  # type: ignore[no-untyped-def]
     """Noise of a path of its own: which use, round, stage, how much, and whose."""
-    bits = int(np.float64(std).view(np.uint64))
+    bits = int(np.float64(f"{std:.9g}").view(np.uint64))
     return std * numpy_rng(s["seed"], use, t, stage, bits, *who).standard_normal(d)
 
 

@@ -196,6 +196,16 @@ def test_two_runs_of_one_seed_do_not_tell_the_sum(where):
 # -- the operating system's -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("std", [0.025, 3.098969252421011 / 40, 1e-300, 2.0**40 / 3])
+def test_a_last_digit_that_another_machine_finds_changes_no_draw(std):
+    """A z of calibrate's and a clip that follows the updates end in exp, whose last bit may vary."""
+    S = np.arange(4)
+    draw = lambda std: noise(std).apply(torch.zeros(9, dtype=torch.float64), Context(0, 3, S, S))
+    near, far = (draw(std * (1 + e)) / std for e in (1e-12, 1e-7))
+    assert torch.allclose(near, draw(std) / std, rtol=1e-11, atol=0)
+    assert not torch.allclose(far, draw(std) / std, rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize("start", [flowing, lambda c: federate(c, rounds=6, cohort=5)])
 def test_secret_noise_is_new_in_every_run_and_has_its_deviation(start):
     pipeline = chain(local_noise(0.5, 1.0), mean(), noise(0.25))
