@@ -198,7 +198,7 @@ def test_two_runs_of_one_seed_do_not_tell_the_sum(where):
 
 @pytest.mark.parametrize("std", [0.025, 3.098969252421011 / 40, 1e-300, 2.0**40 / 3])
 def test_a_last_digit_that_another_machine_finds_changes_no_draw(std):
-    """A z of calibrate's and a clip that follows the updates end in exp, whose last bit may vary."""
+    """Of a z that is searched for, or a clip that follows the updates, by exp."""
     S = np.arange(4)
     draw = lambda std: noise(std).apply(torch.zeros(9, dtype=torch.float64), Context(0, 3, S, S))
     near, far = (draw(std * (1 + e)) / std for e in (1e-12, 1e-7))
