@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import importlib.util
 import json
 import re
@@ -116,6 +117,10 @@ def test_the_map_in_the_readme_has_every_lesson_with_its_minutes():
 
 
 # -- tools/cut.py ---------------------------------------------------------------------------------
+
+
+def test_cuts_examples_run():
+    assert doctest.testmod(tool).failed == 0
 
 
 @LESSONS

@@ -1,23 +1,27 @@
 """Make a shorter notebook of a lesson, by its tags: for a session that has no time for all of it.
 
-    python tools/cut.py notebooks/07_client_drift.ipynb short.ipynb --keep setup panel
-    python tools/cut.py notebooks/07_client_drift.ipynb sheet.ipynb --drop solution further
+    python tools/cut.py notebooks/07_client_drift.ipynb notebooks/short.ipynb --keep setup panel
+    python tools/cut.py notebooks/07_client_drift.ipynb notebooks/long.ipynb --drop further
 
-``--keep`` leaves the code cells that have one of these tags, and the text of the sections that
-still have one. ``--drop`` leaves out every cell that has one of these tags, and keeps the rest.
-Panels need ``setup`` cells and nothing else (a test holds every lesson to it), so a lesson that is
-cut to ``setup panel`` runs. Outputs go along; the lesson itself isn't touched.
+``--keep`` leaves the code cells that have one of these tags, the heads of the sections that still
+have one, and the text beside what is kept: a text between two cells that are gone speaks of them.
+``--drop`` leaves out every cell that has one of these tags, and keeps the rest. Panels need
+``setup`` cells and nothing else (a test holds every lesson to it), so a lesson that is cut to
+``setup panel`` runs. Outputs go along; the lesson itself isn't touched. Write the new notebook
+beside the lessons, where its links lead somewhere and JupyterLab shows it. (A sheet without
+solutions is made by ``python run.py export student``, which empties the checks, too.) Standard
+library only, so that any Python can run it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-from fedlearn.partition.files import write_whole
 
 TAGS = ("setup", "panel", "check", "exercise", "solution", "figure", "further")
 Cell = dict[str, Any]
@@ -40,6 +44,26 @@ def sections(cells: list[Cell]) -> list[list[Cell]]:
     return out
 
 
+def beside(section: list[Cell], keep: set[str]) -> list[Cell]:
+    """What is left of a section: code to keep, and texts whose next or last code is kept.
+
+    Example:
+        >>> text = lambda s: {"cell_type": "markdown", "source": s, "metadata": {}}
+        >>> code = lambda *t: {"cell_type": "code", "source": "1", "metadata": {"tags": [*t]}}
+        >>> some = [text("## 1"), code(), text("its table"), code(), text("drag"), code("panel")]
+        >>> [c["source"] for c in beside([*some, text("seen")], {"panel"})]
+        ['## 1', 'drag', '1', 'seen']
+    """
+    stays = [False, *(bool(tags(c) & keep) for c in section if c["cell_type"] == "code"), False]
+    neighbours, left, n = [*pairwise(stays)], [], 0  # of the texts behind n code cells
+    for i, cell in enumerate(section):
+        if cell["cell_type"] == "code":
+            n += 1
+        if not i or (tags(cell) & keep if cell["cell_type"] == "code" else any(neighbours[n])):
+            left.append(cell)
+    return left
+
+
 def cut(cells: list[Cell], keep: set[str], drop: set[str]) -> list[Cell]:
     """What is left of a lesson's cells.
 
@@ -54,7 +78,7 @@ def cut(cells: list[Cell], keep: set[str], drop: set[str]) -> list[Cell]:
     for i, section in enumerate(sections(cells)):
         some = [c for c in section if not tags(c) & drop]
         if keep:
-            some = [c for c in some if c["cell_type"] == "markdown" or tags(c) & keep]
+            some = beside(some, keep)
             if i and not any(c["cell_type"] == "code" for c in some):
                 continue
         left += some
@@ -78,9 +102,13 @@ def main(words: list[str] | None = None) -> int:
         parser.error(f"{asked.lesson} is no notebook that can be read ({e})")
     notebook |= {"cells": cut(before, {*asked.keep}, {*asked.drop})}
     text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    write_whole(asked.short, text.encode())
+    part = asked.short.with_name(asked.short.name + ".part")  # whole, or not there at all
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, asked.short)
     code = [sum(c["cell_type"] == "code" for c in some) for some in (before, notebook["cells"])]
     print(f"{asked.short}: {code[1]} of {code[0]} code cells")
+    if asked.keep:
+        print("Read it once before you teach: a text may name a table or a section that is gone.")
     return 0
 
 
