@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
+from matplotlib.text import Text
 
 from fedlearn import Diverged, algorithms
 from fedlearn.model import softmax_regression
@@ -479,6 +480,17 @@ def test_bars_of_anything(values):
     bars = shown(Bars(), bars=values)
     png(figure([bars]))
     assert bars.label
+
+
+def test_bars_name_the_lowest_by_what_a_bar_is_and_only_if_they_differ():
+    bars = shown(Bars(title="recall", xlabel="sign"), bars=[0.5, 0.25, 0.75])
+    assert bars.label == "recall: 3 bars, mean 0.5, lowest sign 1 with 0.25"
+    drawn = figure([bars])
+    assert any("lowest: sign 1, 0.25" in text.get_text() for text in drawn.findobj(Text))
+    level = shown(Bars(title="recall"), bars=[0.5, 0.5])
+    assert level.label == "recall: 2 bars, mean 0.5"
+    texts = figure([level]).findobj(Text)
+    assert not any("lowest" in text.get_text() for text in texts)
 
 
 def test_parts_with_nothing_to_draw_yet():

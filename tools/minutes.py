@@ -2,6 +2,7 @@
 
     python tools/minutes.py                 # the table, as in teaching/guide.md
     python tools/minutes.py --write         # puts it between the guide's marks
+    python tools/minutes.py --plan "01 (opening, 1-3, 6); 00 (panel 1)"   # in a room
 
 Reading alone: 200 words and ten visible lines of code a minute, one minute a figure, five a panel
 (predict, move, say what happened). In a room: 130 words a minute aloud, ten lines, two minutes a
@@ -33,17 +34,18 @@ class Pace(NamedTuple):
     panel: float
 
 
+LAST = re.compile("## (Exercises|What to remember|Sources|Where next)")
 READING, ALOUD, EXERCISE = Pace(200, 10, 1, 5), Pace(130, 10, 2, 8), 8
 
 
 class Lesson(NamedTuple):
-    """What a lesson's main line consists of."""
+    """What a lesson's main line, or a part of it, consists of."""
 
-    words: int
-    lines: int
-    figures: int
-    panels: int
-    exercises: int
+    words: int = 0
+    lines: int = 0
+    figures: int = 0
+    panels: int = 0
+    exercises: int = 0
 
     def minutes(self, pace: Pace) -> float:
         """Without the exercises."""
@@ -62,22 +64,67 @@ def prose(source: str) -> str:
     return source
 
 
-def measured(path: Path) -> Lesson:
-    """Count a notebook's main line."""
-    words = lines = figures = panels = exercises = 0
+def parts(path: Path) -> dict[str, Lesson]:
+    """Count a notebook's main line: "opening", "1" to its last section, "panel 1" ..., "end"."""
+    out: dict[str, Lesson] = {}
+    here, panels = "opening", 0
+
+    def count(where: str, **found: int) -> None:
+        old = out.get(where, Lesson())
+        out[where] = old._replace(**{name: getattr(old, name) + n for name, n in found.items()})
+
     for c in nbformat.read(path, as_version=4).cells:
         tags = {*c.metadata.get("tags", ())}
         if tags & {"further", "solution"}:
             continue
         if c.cell_type == "markdown":
-            exercises += "exercise" in tags
-            words += 0 if "exercise" in tags else len(re.findall(r"\w[\w'’-]*", prose(c.source)))
+            for text in re.split(r"(?m)^(?=## )", c.source):
+                numbered = re.match(r"## (\d+)\. ", text)
+                here = numbered[1] if numbered else "end" if LAST.match(text) else here
+                words = len(re.findall(r"\w[\w'’-]*", prose(text)))
+                count(here, words=0 if "exercise" in tags else words, exercises="exercise" in tags)
             continue
-        figures += "figure" in tags
-        panels += "panel" in tags
-        if not c.metadata.get("jupyter", {}).get("source_hidden") and "exercise" not in tags:
-            lines += sum(bool(line.strip()) for line in c.source.splitlines())
-    return Lesson(words, lines, figures, panels, exercises)
+        if "panel" in tags:
+            panels += 1
+            count(f"panel {panels}", panels=1)
+        hidden = c.metadata.get("jupyter", {}).get("source_hidden") or "exercise" in tags
+        lines = 0 if hidden else sum(bool(line.strip()) for line in c.source.splitlines())
+        count(here, lines=lines, figures="figure" in tags)
+    return out
+
+
+def measured(path: Path) -> Lesson:
+    """A lesson's main line in all."""
+    return Lesson(*map(sum, zip(*parts(path).values(), strict=True)))
+
+
+def lesson_named(number: str) -> Path:
+    """The notebook of a lesson: "07"."""
+    (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    return path
+
+
+def planned(where: str) -> list[tuple[str, str]]:
+    """What a plan's row names, part by part.
+
+    Example:
+        >>> planned("00 (panel 1); 01 (opening, 2-3)")
+        [('00', 'panel 1'), ('01', 'opening'), ('01', '2'), ('01', '3')]
+    """
+    out = []
+    for number, named in re.findall(r"\b(\d\d) \(([^)]*)\)", where):
+        for part in named.replace("–", "-").split(", "):
+            first, _, last = part.partition("-")
+            if last:
+                out += [(number, str(n)) for n in range(int(first), int(last) + 1)]
+            else:
+                out.append((number, part))
+    return out
+
+
+def in_a_room(where: str) -> float:
+    """The minutes of a plan's row, read aloud."""
+    return sum(parts(lesson_named(n))[part].minutes(ALOUD) for n, part in planned(where))
 
 
 def stated(path: Path) -> str:
@@ -113,7 +160,11 @@ def main(words: list[str] | None = None) -> int:
     """Print the table, or write it into the guide."""
     parser = argparse.ArgumentParser(description="How long each lesson is, counted.")
     parser.add_argument("--write", action="store_true", help="into teaching/guide.md")
-    if parser.parse_args(words).write:
+    parser.add_argument("--plan", metavar="ROW", help="minutes in a room of lessons' parts")
+    given = parser.parse_args(words)
+    if given.plan:
+        print(f"{in_a_room(given.plan):.0f} minutes")
+    elif given.write:
         write_whole(GUIDE, filled(GUIDE.read_text(encoding="utf-8")).encode())
     else:
         print(table())

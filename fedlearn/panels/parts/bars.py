@@ -12,11 +12,11 @@ from .ranges import linear_range
 
 
 class Bars(Part):
-    """A bar a client, up or down from zero; the mean dashed, the lowest named.
+    """A bar a client, up or down from zero; the mean dashed, the lowest named if they differ.
 
     Args:
         title: Above the picture.
-        xlabel: Under the bars.
+        xlabel: Under the bars: what one of them is.
         ylabel: Name of the height.
         key: Of the frame's (N,) array.
         ylim: Fixed range; None for one that fits.
@@ -26,7 +26,7 @@ class Bars(Part):
         >>> bars = Bars(title="cosine to the mean update", ylim=(-1, 1))
         >>> bars.show(Engine(lambda: [{"bars": [0.9, -0.2]}], {}, rounds=1).compute())
         >>> bars.label
-        'cosine to the mean update: 2 clients, mean 0.35, lowest client 1 with -0.2'
+        'cosine to the mean update: 2 bars, mean 0.35, lowest client 1 with -0.2'
     """
 
     _esm = script("bars")
@@ -55,15 +55,17 @@ class Bars(Part):
         known = self.each[np.isfinite(self.each)]
         with self.hold_sync():
             self.gen, self.values = snapshot.gen, packed(self.each)
-            self.label = self.say("{title}: {n} clients", title=self.title, n=len(self.each))
+            self.label = self.say("{title}: {n} bars", title=self.title, n=len(self.each))
             if len(known):
-                k = int(np.nanargmin(self.each))
-                ends = {"mean": known.mean(), "k": k, "low": self.each[k]}
-                self.label += self.say(
-                    ", mean {mean:.3g}, lowest client {k} with {low:.3g}", **ends
-                )
+                self.label += self.say(", mean {mean:.3g}", mean=known.mean())
+                if known.min() < known.max():
+                    self.label += self.say(", lowest {what} {k} with {low:.3g}", **self._lowest())
                 if not self._fixed:
                     self.ylim = list(linear_range(known))
+
+    def _lowest(self) -> dict[str, Any]:
+        k = int(np.nanargmin(self.each))
+        return {"what": self.xlabel, "k": k, "low": self.each[k]}
 
     def paint(self, axes: Any) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -72,11 +74,13 @@ class Bars(Part):
         known = self.each[np.isfinite(self.each)]
         if not len(known):
             return
-        low = int(np.nanargmin(self.each))
-        colors = [VERMILION if k == low else BLUE for k in range(len(self.each))]
+        lowest = self._lowest() if known.min() < known.max() else {"k": None}
+        colors = [VERMILION if k == lowest["k"] else BLUE for k in range(len(self.each))]
         axes.bar(range(len(self.each)), np.nan_to_num(self.each), color=colors)
         axes.axhline(known.mean(), color=INK, lw=1.3, ls="--")
         axes.axhline(0, color=INK, lw=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        ends = {"mean": known.mean(), "k": low, "low": self.each[low]}
-        corner(axes, self.say("mean {mean:.3g}   lowest: client {k}, {low:.3g}", **ends))
+        said = self.say("mean {mean:.3g}", mean=known.mean())
+        if "what" in lowest:
+            said += "   " + self.say("lowest: {what} {k}, {low:.3g}", **lowest)
+        corner(axes, said)

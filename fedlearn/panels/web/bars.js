@@ -1,4 +1,4 @@
-// A bar a client, up or down from zero; the mean dashed, the lowest named.
+// A bar a client, up or down from zero; the mean dashed, the lowest named if they differ.
 function render({ model, el }) {
   const p = pane(model, el, "fl-bars"), say = speech(model);
   const remark = html("div", "fl-drift");
@@ -15,12 +15,13 @@ function render({ model, el }) {
     axes.ticks.nodes.filter((n) => n.getAttribute("text-anchor") === "middle").forEach((n) => { n.style.display = "none"; });
     const known = [...v.keys()].filter((k) => Number.isFinite(v[k]));
     const low = known.reduce((a, k) => (v[k] < v[a] ? k : a), known[0] ?? 0);
+    const unlike = known.some((k) => v[k] > v[low]);
     const [y0, y1] = model.get("ylim"), cut = (y) => Math.min(Math.max(y, y0), y1);
     const wide = (box.r - box.l) / Math.max(N, 1), every = [1, 2, 5, 10, 20, 50].find((m) => m * wide >= 24) || 100;
     for (const k of known) {
       const a = Y(cut(v[k])), b = Y(cut(0));
       bars.next({ x: X(k) - wide * 0.4, y: Math.min(a, b), width: Math.max(wide * 0.8, 1), height: Math.max(Math.abs(a - b), 1),
-        class: k === low ? "fl-one fl-low" : "fl-one" });
+        class: k === low && unlike ? "fl-one fl-low" : "fl-one" });
     }
     for (let k = 0; k < N; k += every) ticks.next({ x: X(k), y: box.b + 17, "text-anchor": "middle" }, String(k));
     bars.done(); ticks.done();
@@ -28,7 +29,8 @@ function render({ model, el }) {
     put(zero, { d: `M${box.l} ${Y(cut(0))}H${box.r}` });
     const m = known.reduce((s, k) => s + v[k], 0) / Math.max(known.length, 1);
     put(mean, { d: `M${box.l} ${Y(cut(m))}H${box.r}`, visibility: known.length ? "visible" : "hidden" });
-    remark.textContent = known.length ? say("mean {mean}, lowest {low}", { mean: round3(m), low: round3(v[low]) }) : "";
+    const told = say("mean {mean}", { mean: round3(m) });
+    remark.textContent = !known.length ? "" : unlike ? told + say(", lowest {low}", { low: round3(v[low]) }) : told;
     Object.assign(p.drawing.dataset, { gen: model.get("gen"), n: N });
   }
   const ask = painter(draw), stop = sized(p, draw);
