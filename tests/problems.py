@@ -44,9 +44,9 @@ def of_lesson_8() -> Callable[..., Algorithm]:
     path = Path(__file__).parents[1] / "notebooks" / "08_correcting_drift.ipynb"
     cells = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
     names = {"algorithms": algorithms, "data": data, "descend": descend, "torch": torch}
-    names["batches"] = batches
+    names |= {"batches": batches, "np": np}
     for source in cells:
-        if "def dyn_client(" in source or "def my_feddyn(" in source:
+        if any(f"def {made}(" in source for made in ("dyn_client", "feddyn_lines", "my_feddyn")):
             exec(source, names)
     made: Callable[..., Algorithm] = names["my_feddyn"]  # type: ignore[assignment]
     return made
