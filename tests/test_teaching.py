@@ -58,18 +58,67 @@ def test_links_of_the_kit_lead_somewhere(path):
         assert (path.parent / to).exists(), to
 
 
-def test_sections_that_the_guide_names_are_there():
-    """`04, sections 1–4` and `05 (1–3, 7, panel)`: no number beyond the lesson's own."""
-    last = {}
-    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
-        texts = [c.source for c in nbformat.read(path, as_version=4).cells]
-        numbers = [int(n) for t in texts for n in re.findall(r"^## (\d+)\. ", t, re.M)]
-        last[path.stem[:2]] = max(numbers, default=0)
+def plans() -> dict[str, list[list[str]]]:
+    """The guide's plans: by heading, the rows of its table, a list of cells each."""
     guide = (TEACHING / "guide.md").read_text(encoding="utf-8")
-    named = re.findall(r"\b(\d\d)(?:, sections| \(sections| \() ?([\d–, and]+)", guide)
-    assert len(named) > 10
-    for lesson, numbers in named:
-        assert all(int(n) <= last[lesson] for n in re.findall(r"\d+", numbers)), (lesson, numbers)
+    out = {}
+    for text in re.split(r"(?m)^(?=##)", guide):
+        rows = [re.split(r" ?\| ?", line)[1:-1] for line in text.splitlines() if line[:1] == "|"]
+        if rows and "min" in rows[0]:
+            out[text.splitlines()[0].strip("# ")] = rows
+    return out
+
+
+PLANS = plans()
+ROWS = [
+    pytest.param(int(row[rows[0].index("min")]), row[rows[0].index("where")], id=f"{name} {i}")
+    for name, rows in PLANS.items()
+    for i, row in enumerate(rows[2:])
+    if minutes.planned(row[rows[0].index("where")])
+]
+
+
+def test_there_are_courses_of_four_lengths():
+    assert len(ROWS) > 40
+    assert {name.split(":")[0] for name in PLANS} >= {"90 minutes", "Half a day", "A semester"}
+
+
+@pytest.mark.parametrize(("stated", "where"), ROWS)
+def test_a_plans_minutes_are_the_counted_ones(stated, where):
+    """Every part that a plan names is there, and takes the minutes that the plan gives it."""
+    assert abs(minutes.in_a_room(where) - stated) <= 4
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plans_rows_follow_one_another(name):
+    head, _, *rows = PLANS[name]
+    if "from" in head:
+        begins = [int(row[head.index("from")]) for row in rows]
+        lasts = [int(row[head.index("min")]) for row in rows]
+        assert begins == [sum(lasts[:i]) for i in range(len(rows))]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_teaches_what_a_panel_needs_before_the_panel(name):
+    """`*Before*: sections 1 to 3` in panels.md: these sections stand in the plan, and earlier."""
+    head, _, *rows = PLANS[name]
+    taught: set[tuple[str, str]] = set()
+    missing = []
+    for row in rows:
+        for lesson, part in minutes.planned(row[head.index("where")]):
+            taught.add((lesson, part))
+            before = re.search(
+                r"\*Before\*: sections? ([^.:]*)", sections().get(f"{lesson}, {part}", "")
+            )
+            needed = (
+                re.findall(r"\d+(?: to \d+)?", before[1].split(" so that")[0]) if before else []
+            )
+            for numbers in needed:
+                first, _, last = numbers.partition(" to ")
+                for n in range(int(first), int(last or first) + 1):
+                    if (lesson, str(n)) not in taught:
+                        missing.append(f"{lesson}, {part} needs section {n}")
+    assert missing == []
 
 
 def test_the_students_sheet_has_the_courses_letters():
