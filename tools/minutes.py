@@ -1,7 +1,7 @@
 """How long is each lesson? Counted, not guessed: words, lines of code, figures, panels, exercises.
 
     python tools/minutes.py                 # the table, as in teaching/guide.md
-    python tools/minutes.py --write         # puts it between the guide's marks
+    python tools/minutes.py --write         # writes it there, and the minutes of the plans below it
     python tools/minutes.py --plan "01 (opening, 1-3, 6); 00 (panel 1)"   # in a room
 
 Reading alone: 200 words and ten visible lines of code a minute, one minute a figure, five a panel
@@ -149,11 +149,36 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def timed(plan: list[str]) -> list[str]:
+    """A plan's table, its minutes counted (to five) and its rows one after the other.
+
+    The columns are known by their heads: "where", "min", and "from" if there is one. A row that
+    names no part of a lesson, such as a break, keeps its minutes.
+    """
+    cells = [[word.strip() for word in line.strip("|").split("|")] for line in plan]
+    head, begin = cells[0], 0
+    for row in cells[2:]:
+        where, at = row[head.index("where")], head.index("min")
+        if planned(where):
+            row[at] = str(max(5, 5 * round(in_a_room(where) / 5)))
+        if "from" in head:
+            row[head.index("from")] = str(begin)
+        begin += int(row[at])
+    return [plan[0], plan[1], *("| " + " | ".join(row) + " |" for row in cells[2:])]
+
+
 def filled(guide: str) -> str:
-    """The guide with today's table between its marks."""
+    """The guide with today's minutes: the table between its marks, and the plans'."""
     before, _, rest = guide.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    lines, i = after.splitlines(keepends=True), 0
+    while i < len(lines):
+        n = next((k for k, line in enumerate(lines[i:]) if line[0] != "|"), len(lines) - i)
+        if n and "| min |" in lines[i] and "| where |" in lines[i]:
+            rows = timed([line.rstrip("\n") for line in lines[i : i + n]])
+            lines[i : i + n] = [row + "\n" for row in rows]
+        i += max(n, 1)
+    return f"{before}{BEGIN}\n{table()}\n{END}{''.join(lines)}"
 
 
 def main(words: list[str] | None = None) -> int:
