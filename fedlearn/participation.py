@@ -94,8 +94,8 @@ def weighted(k: int, weight: Sequence[float], *, replace: bool = False) -> Call:
         >>> weighted(2, [0, 5, 0, 5])(4, 0, 0).called
         array([1, 3])
 
-    Reference: Li, Huang et al., 2020, "On the convergence of FedAvg on non-IID data", Scheme I (with
-    replacement), their reading of Li, Sahu et al., 2020, FedProx, Algorithm 2.
+    Reference: Li, Huang et al., 2020, "On the convergence of FedAvg on non-IID data", Scheme I,
+    with replacement: their reading of Li, Sahu et al., 2020, FedProx, Algorithm 2.
     """
     whole("weighted", "k", k)
     w = np.array(weight)
