@@ -6,7 +6,8 @@
 
 Reading alone: 200 words and ten visible lines of code a minute, one minute a figure, five a panel
 (predict, move, say what happened). In a room: 130 words a minute aloud, ten lines, two minutes a
-figure, eight a panel. An exercise takes eight minutes. *Further experiments* are not counted.
+figure, eight a panel. A displayed formula takes half a minute, an exercise eight. *Further
+experiments* are not counted.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ class Pace(NamedTuple):
 
 
 LAST = re.compile("## (Exercises|What to remember|Sources|Where next)")
-READING, ALOUD, EXERCISE = Pace(200, 10, 1, 5), Pace(130, 10, 2, 8), 8
+READING, ALOUD, FORMULA, EXERCISE = Pace(200, 10, 1, 5), Pace(130, 10, 2, 8), 0.5, 8
 
 
 class Lesson(NamedTuple):
     """What a lesson's main line, or a part of it, consists of."""
 
     words: int = 0
+    formulas: int = 0
     lines: int = 0
     figures: int = 0
     panels: int = 0
@@ -51,6 +53,7 @@ class Lesson(NamedTuple):
         """Without the exercises."""
         return (
             self.words / pace.words
+            + self.formulas * FORMULA
             + self.lines / pace.lines
             + self.figures * pace.figure
             + self.panels * pace.panel
@@ -82,7 +85,10 @@ def parts(path: Path) -> dict[str, Lesson]:
                 numbered = re.match(r"## (\d+)\. ", text)
                 here = numbered[1] if numbered else "end" if LAST.match(text) else here
                 words = len(re.findall(r"\w[\w'’-]*", prose(text)))
-                count(here, words=0 if "exercise" in tags else words, exercises="exercise" in tags)
+                if "exercise" in tags:
+                    count(here, exercises=1)
+                else:
+                    count(here, words=words, formulas=text.count("$$") // 2)
             continue
         if "panel" in tags:
             panels += 1
