@@ -64,7 +64,9 @@ WRONG: dict[str, Wrong] = {
         "q5": ("(groups - 1) // 2", "groups // 2 + 1", 2),  # one too many
     },
 }
-ALSO: dict[str, Wrong] = {"session1": {"q5": ("r.t + 1", "r.t", 2)}}  # rounds counted from 0
+ALSO: dict[str, list[Wrong]] = {  # a question's second misconception
+    "session1": [{"q5": ("r.t + 1", "r.t", 2)}],  # rounds counted from 0
+}
 HALF = ("q1", "q3", "q5")  # answered rightly; the others are left as they were handed out
 
 
@@ -169,7 +171,7 @@ def test_right_half_wrong_and_empty_answers_get_what_they_deserve(
     points = lambda *what: here(handed_in(folder, tmp_path / f"{name}.ipynb", *what), folder)
     assert points(everything) == full
     assert points(HALF) == {q: most * (q in HALF) for q, most in full.items()}
-    for some in (wrong, ALSO.get(name, {})):
+    for some in (wrong, *ALSO.get(name, [])):
         assert points(everything, some) == full | {q: left for q, (_, _, left) in some.items()}
     assert points(()) == dict.fromkeys(full, 0)
     assert closed_network == []  # neither building nor grading asked for anything
@@ -245,8 +247,8 @@ def test_the_instructor_reads_what_mistakes_cost():
     said = re.findall(r"^\| (\d)\.(\d) \|.*\| (\d) of (\d) \|$", text, re.MULTILINE)
     cost = [
         (name[-1], q[-1], str(left), str(POINTS[name][q]))
-        for which in (WRONG, ALSO)
-        for name, wrong in which.items()
+        for name in WRONG
+        for wrong in (WRONG[name], *ALSO.get(name, []))
         for q, (_, _, left) in wrong.items()
     ]
     assert said == sorted(cost, key=lambda row: row[:2])

@@ -55,12 +55,12 @@ NOT_READ = {"19": 5, "20": 30}  # minutes: the deployment plays; the examination
     "path", sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), ids=lambda p: p.stem[:2]
 )
 def test_a_lesson_says_how_long_it_is(path):
-    counted = minutes.measured(path)
+    counted, said = minutes.measured(path), int(minutes.stated(path))
     alone = counted.minutes(minutes.READING) + NOT_READ.get(path.stem[:2], 0)
+    assert abs(said - alone) <= 5
     first = nbformat.read(path, as_version=4).cells[0].source
-    assert abs(int(re.search(r"about (\d+) minutes", first)[1]) - alone) <= 5
     rows = [int(n) for n in re.findall(r"^\|.*\| (\d+) \|$", first, re.M)]
-    assert not rows or sum(rows) == int(re.search(r"about (\d+) minutes", first)[1])
+    assert not rows or sum(rows) == said
     exercises = re.search(r"exercises take (\d+) minutes more", first)
     assert not exercises or abs(int(exercises[1]) - counted.exercises * minutes.EXERCISE) <= 4
 
@@ -75,14 +75,26 @@ def test_links_of_the_kit_lead_somewhere(path):
         assert (path.parent / to).exists(), to
 
 
+def test_sections_that_the_guide_names_are_there():
+    """`04, section 4` and `05, sections 1 and 3`, and what the plans name (`05 (1-3, panel 1)`)."""
+    named = [pair for rows in PLANS.values() for row in rows for pair in minutes.planned(row[-1])]
+    named += [pair for rows in PLANS.values() for row in rows for pair in minutes.planned(row[-2])]
+    guide = (TEACHING / "guide.md").read_text(encoding="utf-8")
+    for lesson, numbers in re.findall(r"\b(\d\d), sections? ([\d, and]+)", guide):
+        named += [(lesson, n) for n in re.findall(r"\d+", numbers)]
+    assert len(named) > 100
+    for lesson, part in named:
+        assert part in minutes.parts(minutes.lesson_named(lesson)), (lesson, part)
+
+
 def plans() -> dict[str, list[list[str]]]:
     """The guide's plans: by heading, the rows of its table, a list of cells each."""
     guide = (TEACHING / "guide.md").read_text(encoding="utf-8")
     out = {}
     for text in re.split(r"(?m)^(?=##)", guide):
-        rows = [re.split(r" ?\| ?", line)[1:-1] for line in text.splitlines() if line[:1] == "|"]
-        if rows and "min" in rows[0]:
-            out[text.splitlines()[0].strip("# ")] = rows
+        for rows in map(minutes.rows, minutes.TABLE.findall(text)):
+            if "where" in rows[0]:
+                out[text.splitlines()[0].strip("# ")] = rows
     return out
 
 
@@ -109,18 +121,19 @@ def test_a_plan_teaches_what_a_panel_needs_before_the_panel(name):
     for row in rows:
         for lesson, part in minutes.planned(row[head.index("where")]):
             taught.add((lesson, part))
-            before = re.search(
-                r"\*Before\*: sections? ([^.:]*)", sections().get(f"{lesson}, {part}", "")
-            )
-            needed = (
-                re.findall(r"\d+(?: to \d+)?", before[1].split(" so that")[0]) if before else []
-            )
-            for numbers in needed:
-                first, _, last = numbers.partition(" to ")
-                for n in range(int(first), int(last or first) + 1):
-                    if (lesson, str(n)) not in taught:
-                        missing.append(f"{lesson}, {part} needs section {n}")
+            missing += [f"{lesson}, {part} needs {n}" for n in {*needs(lesson, part)} - taught]
     assert missing == []
+
+
+def needs(lesson: str, part: str) -> list[tuple[str, str]]:
+    """What panels.md says must have been taught before a panel."""
+    before = re.search(
+        r"\*Before\*: sections? ([\d, toand]+)", sections().get(f"{lesson}, {part}", "")
+    )
+    numbers = re.findall(r"\d+(?: to \d+)?", before[1]) if before else []
+    return [
+        pair for n in numbers for pair in minutes.planned(f"{lesson} ({n.replace(' to ', '-')})")
+    ]
 
 
 def test_the_students_sheet_has_the_courses_letters():

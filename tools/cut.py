@@ -1,7 +1,9 @@
-"""Make a shorter notebook of a lesson, by its tags: for a session that has no time for all of it.
+r"""Make a shorter notebook of a lesson, by its tags: for a session that has no time for all of it.
 
-    python tools/cut.py notebooks/07_client_drift.ipynb notebooks/short.ipynb --keep setup panel
-    python tools/cut.py notebooks/07_client_drift.ipynb notebooks/long.ipynb --drop further
+    .venv/bin/python tools/cut.py notebooks/04_federated_averaging.ipynb notebooks/short.ipynb \
+        --keep setup panel
+    .venv/bin/python tools/cut.py notebooks/04_federated_averaging.ipynb notebooks/long.ipynb \
+        --drop further
 
 ``--keep`` leaves the code cells that have one of these tags, the heads of the sections that still
 have one, and the text beside what is kept: a text between two cells that are gone speaks of them.
@@ -9,19 +11,18 @@ have one, and the text beside what is kept: a text between two cells that are go
 ``setup`` cells and nothing else (a test holds every lesson to it), so a lesson that is cut to
 ``setup panel`` runs. Outputs go along; the lesson itself isn't touched. Write the new notebook
 beside the lessons, where its links lead somewhere and JupyterLab shows it. (A sheet without
-solutions is made by ``python run.py export student``, which empties the checks, too.) Standard
-library only, so that any Python can run it.
+solutions is made by ``python run.py export student``, which empties the checks, too.)
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from fedlearn.partition.files import write_whole
 
 TAGS = ("setup", "panel", "check", "exercise", "solution", "figure", "further")
 Cell = dict[str, Any]
@@ -45,7 +46,7 @@ def sections(cells: list[Cell]) -> list[list[Cell]]:
 
 
 def beside(section: list[Cell], keep: set[str]) -> list[Cell]:
-    """What is left of a section: code to keep, and texts whose next or last code is kept.
+    """What is left of a section: its head, code to keep, and texts whose next or last code is kept.
 
     Example:
         >>> text = lambda s: {"cell_type": "markdown", "source": s, "metadata": {}}
@@ -54,14 +55,18 @@ def beside(section: list[Cell], keep: set[str]) -> list[Cell]:
         >>> [c["source"] for c in beside([*some, text("seen")], {"panel"})]
         ['## 1', 'drag', '1', 'seen']
     """
-    stays = [False, *(bool(tags(c) & keep) for c in section if c["cell_type"] == "code"), False]
-    neighbours, left, n = [*pairwise(stays)], [], 0  # of the texts behind n code cells
-    for i, cell in enumerate(section):
+    left: list[Cell] = []
+    texts: list[Cell] = []  # since the last code
+    stayed = True  # the last code; at first the section's head
+    for cell in section:
         if cell["cell_type"] == "code":
-            n += 1
-        if not i or (tags(cell) & keep if cell["cell_type"] == "code" else any(neighbours[n])):
-            left.append(cell)
-    return left
+            stays = bool(tags(cell) & keep)
+            left += texts if stayed or stays else []
+            left += [cell] if stays else []
+            texts, stayed = [], stays
+        else:
+            texts.append(cell)
+    return left + (texts if stayed else [])
 
 
 def cut(cells: list[Cell], keep: set[str], drop: set[str]) -> list[Cell]:
@@ -102,9 +107,7 @@ def main(words: list[str] | None = None) -> int:
         parser.error(f"{asked.lesson} is no notebook that can be read ({e})")
     notebook |= {"cells": cut(before, {*asked.keep}, {*asked.drop})}
     text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    part = asked.short.with_name(asked.short.name + ".part")  # whole, or not there at all
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, asked.short)
+    write_whole(asked.short, text.encode())
     code = [sum(c["cell_type"] == "code" for c in some) for some in (before, notebook["cells"])]
     print(f"{asked.short}: {code[1]} of {code[0]} code cells")
     if asked.keep:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter, defaultdict
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +38,7 @@ class Pace(NamedTuple):
 
 
 LAST = re.compile("## (Exercises|What to remember|Sources|Where next)")
+TABLE = re.compile(r"(?m)(?:^\|.*\n)+")
 READING, ALOUD, FORMULA, EXERCISE = Pace(200, 10, 1, 5), Pace(130, 10, 2, 8), 0.5, 8
 
 
@@ -67,36 +70,30 @@ def prose(source: str) -> str:
     return source
 
 
+@cache
 def parts(path: Path) -> dict[str, Lesson]:
     """Count a notebook's main line: "opening", "1" to its last section, "panel 1" ..., "end"."""
-    out: dict[str, Lesson] = {}
+    out: dict[str, Counter[str]] = defaultdict(Counter)
     here, panels = "opening", 0
-
-    def count(where: str, **found: int) -> None:
-        old = out.get(where, Lesson())
-        out[where] = old._replace(**{name: getattr(old, name) + n for name, n in found.items()})
-
     for c in nbformat.read(path, as_version=4).cells:
         tags = {*c.metadata.get("tags", ())}
         if tags & {"further", "solution"}:
             continue
-        if c.cell_type == "markdown":
+        if "exercise" in tags:
+            out[here]["exercises"] += c.cell_type == "markdown"
+        elif c.cell_type == "markdown":
             for text in re.split(r"(?m)^(?=## )", c.source):
                 numbered = re.match(r"## (\d+)\. ", text)
                 here = numbered[1] if numbered else "end" if LAST.match(text) else here
-                words = len(re.findall(r"\w[\w'’-]*", prose(text)))
-                if "exercise" in tags:
-                    count(here, exercises=1)
-                else:
-                    count(here, words=words, formulas=text.count("$$") // 2)
-            continue
+                out[here]["words"] += len(re.findall(r"\w[\w'’-]*", prose(text)))
+                out[here]["formulas"] += text.count("$$") // 2
+        elif not c.metadata.get("jupyter", {}).get("source_hidden"):
+            out[here]["lines"] += sum(bool(line.strip()) for line in c.source.splitlines())
+        out[here]["figures"] += "figure" in tags
         if "panel" in tags:
             panels += 1
-            count(f"panel {panels}", panels=1)
-        hidden = c.metadata.get("jupyter", {}).get("source_hidden") or "exercise" in tags
-        lines = 0 if hidden else sum(bool(line.strip()) for line in c.source.splitlines())
-        count(here, lines=lines, figures="figure" in tags)
-    return out
+            out[f"panel {panels}"]["panels"] = 1
+    return {name: Lesson(**found) for name, found in out.items()}
 
 
 def measured(path: Path) -> Lesson:
@@ -155,36 +152,38 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def timed(plan: list[str]) -> list[str]:
-    """A plan's table, its minutes counted (to five) and its rows one after the other.
+def rows(table: str) -> list[list[str]]:
+    """The cells of a table in Markdown, line by line; the second line is its rule."""
+    return [[word.strip() for word in line.strip("|").split("|")] for line in table.splitlines()]
 
-    The columns are known by their heads: "where", "min", and "from" if there is one. A row that
-    names no part of a lesson, such as a break, keeps its minutes.
+
+def timed(table: str) -> str:
+    """A plan with its minutes counted (to five), and its rows one after the other.
+
+    A plan is a table with the columns "min" and "where"; others come back as they are. A row that
+    names no part of a lesson, such as a break, keeps its minutes. "from" is where a row begins.
     """
-    cells = [[word.strip() for word in line.strip("|").split("|")] for line in plan]
-    head, begin = cells[0], 0
-    for row in cells[2:]:
+    head, _, *plan = rows(table)
+    if not {"min", "where"} <= {*head}:
+        return table
+    begin = 0
+    for row in plan:
         where, at = row[head.index("where")], head.index("min")
         if planned(where):
             row[at] = str(max(5, 5 * round(in_a_room(where) / 5)))
         if "from" in head:
             row[head.index("from")] = str(begin)
         begin += int(row[at])
-    return [plan[0], plan[1], *("| " + " | ".join(row) + " |" for row in cells[2:])]
+    lines = ["| " + " | ".join(row) + " |\n" for row in plan]
+    return "".join([*table.splitlines(keepends=True)[:2], *lines])
 
 
 def filled(guide: str) -> str:
     """The guide with today's minutes: the table between its marks, and the plans'."""
     before, _, rest = guide.partition(BEGIN)
     _, _, after = rest.partition(END)
-    lines, i = after.splitlines(keepends=True), 0
-    while i < len(lines):
-        n = next((k for k, line in enumerate(lines[i:]) if line[0] != "|"), len(lines) - i)
-        if n and "| min |" in lines[i] and "| where |" in lines[i]:
-            rows = timed([line.rstrip("\n") for line in lines[i : i + n]])
-            lines[i : i + n] = [row + "\n" for row in rows]
-        i += max(n, 1)
-    return f"{before}{BEGIN}\n{table()}\n{END}{''.join(lines)}"
+    plans = TABLE.sub(lambda found: timed(found[0]), after)
+    return f"{before}{BEGIN}\n{table()}\n{END}{plans}"
 
 
 def main(words: list[str] | None = None) -> int:

@@ -58,14 +58,14 @@ class Bars(Part):
             self.label = self.say("{title}: {n} bars", title=self.title, n=len(self.each))
             if len(known):
                 self.label += self.say(", mean {mean:.3g}", mean=known.mean())
-                if known.min() < known.max():
-                    self.label += self.say(", lowest {what} {k} with {low:.3g}", **self._lowest())
+                if lowest := self._lowest():
+                    self.label += self.say(", lowest {what} {k} with {low:.3g}", **lowest)
                 if not self._fixed:
                     self.ylim = list(linear_range(known))
 
-    def _lowest(self) -> dict[str, Any]:
-        k = int(np.nanargmin(self.each))
-        return {"what": self.xlabel, "k": k, "low": self.each[k]}
+    def _lowest(self) -> dict[str, Any]:  # nothing if all are alike
+        low, k = np.nanmin(self.each), int(np.nanargmin(self.each))
+        return {"what": self.xlabel, "k": k, "low": low} if low < np.nanmax(self.each) else {}
 
     def paint(self, axes: Any) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -74,13 +74,13 @@ class Bars(Part):
         known = self.each[np.isfinite(self.each)]
         if not len(known):
             return
-        lowest = self._lowest() if known.min() < known.max() else {"k": None}
-        colors = [VERMILION if k == lowest["k"] else BLUE for k in range(len(self.each))]
+        lowest = self._lowest()
+        colors = [VERMILION if k == lowest.get("k") else BLUE for k in range(len(self.each))]
         axes.bar(range(len(self.each)), np.nan_to_num(self.each), color=colors)
         axes.axhline(known.mean(), color=INK, lw=1.3, ls="--")
         axes.axhline(0, color=INK, lw=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         said = self.say("mean {mean:.3g}", mean=known.mean())
-        if "what" in lowest:
+        if lowest:
             said += "   " + self.say("lowest: {what} {k}, {low:.3g}", **lowest)
         corner(axes, said)

@@ -14,14 +14,14 @@ function render({ model, el }) {
       xlabel: model.get("xlabel"), ylabel: model.get("ylabel") });
     axes.ticks.nodes.filter((n) => n.getAttribute("text-anchor") === "middle").forEach((n) => { n.style.display = "none"; });
     const known = [...v.keys()].filter((k) => Number.isFinite(v[k]));
-    const low = known.reduce((a, k) => (v[k] < v[a] ? k : a), known[0] ?? 0);
-    const unlike = known.some((k) => v[k] > v[low]);
+    const least = known.reduce((a, k) => (v[k] < v[a] ? k : a), known[0]);
+    const low = known.some((k) => v[k] > v[least]) ? least : undefined; // none if all are alike
     const [y0, y1] = model.get("ylim"), cut = (y) => Math.min(Math.max(y, y0), y1);
     const wide = (box.r - box.l) / Math.max(N, 1), every = [1, 2, 5, 10, 20, 50].find((m) => m * wide >= 24) || 100;
     for (const k of known) {
       const a = Y(cut(v[k])), b = Y(cut(0));
       bars.next({ x: X(k) - wide * 0.4, y: Math.min(a, b), width: Math.max(wide * 0.8, 1), height: Math.max(Math.abs(a - b), 1),
-        class: k === low && unlike ? "fl-one fl-low" : "fl-one" });
+        class: k === low ? "fl-one fl-low" : "fl-one" });
     }
     for (let k = 0; k < N; k += every) ticks.next({ x: X(k), y: box.b + 17, "text-anchor": "middle" }, String(k));
     bars.done(); ticks.done();
@@ -29,8 +29,8 @@ function render({ model, el }) {
     put(zero, { d: `M${box.l} ${Y(cut(0))}H${box.r}` });
     const m = known.reduce((s, k) => s + v[k], 0) / Math.max(known.length, 1);
     put(mean, { d: `M${box.l} ${Y(cut(m))}H${box.r}`, visibility: known.length ? "visible" : "hidden" });
-    const told = say("mean {mean}", { mean: round3(m) });
-    remark.textContent = !known.length ? "" : unlike ? told + say(", lowest {low}", { low: round3(v[low]) }) : told;
+    const lowest = low === undefined ? "" : say(", lowest {low}", { low: round3(v[low]) });
+    remark.textContent = known.length ? say("mean {mean}", { mean: round3(m) }) + lowest : "";
     Object.assign(p.drawing.dataset, { gen: model.get("gen"), n: N });
   }
   const ask = painter(draw), stop = sized(p, draw);
