@@ -411,6 +411,16 @@ def test_what_is_compared_is_all_that_differs(made, vary, a, b):
         assert s.columns[f"loss_{c}"].tolist() == pytest.approx(alone)
 
 
+def test_how_each_client_is_served_side_by_side(made):
+    p = made(Compare, vary="feature", a="none", b="brightness", amount=1.0, partition="iid",
+             clients=6, rounds=3, show=(), beside="clients")  # fmt: skip
+    for part, c in zip(p.parts[-2:], "ab", strict=True):
+        *_, last = frames(p.settings(c))
+        assert isinstance(part, Dots) and part.each == pytest.approx(last["clients"]())
+        assert part.title == f"{c.upper()}: " + ("no shift", "brightness")[c == "b"]
+    assert p.parts[-1].each.argmin() == 5, "whose pictures are black"
+
+
 def test_when_one_diverges_the_other_goes_on(made, monkeypatch):
     def fails(s):
         for t, frame in enumerate(frames(s)):
@@ -695,7 +705,8 @@ def test_closing_leaves_no_model_and_no_thread():
      (Sweep, {"seeds": (1, 1)}), (Sweep, {"seeds": (0, -1)}),
      (Sweep, {"seeds": (0, 1), "x": ("seed", (2, 3))}),
      (Compare, {"vary": "cohort"}), (Compare, {"show": ("alpa",)}),
-     (Compare, {"b": "dirichlet"}), (Panel, {"parts": ("client_curves",)}),
+     (Compare, {"beside": "dots"}), (Compare, {"b": "dirichlet"}),
+     (Panel, {"parts": ("client_curves",)}),
      (Panel, {"size_alpha": 0.0})],
     ids=str,
 )  # fmt: skip

@@ -11,6 +11,7 @@ from .. import controls as C
 from ..engine import Frame, Snapshot
 from ..explorable import Explorable
 from ..parts.curve import Curve
+from ..parts.dots import Dots
 from ..parts.holdings import Holdings
 from ..save import table
 from ..words import Words, said, spoken, words
@@ -50,6 +51,7 @@ class Compare(Explorable):
         b: Its value in B.
         show: Controls of what A and B share; what differs has one for each of them.
         curves: One or two columns to draw: ``loss``, ``accuracy``, ``worst``, one of the extras.
+        beside: The other two pictures: ``holdings``, who holds what, or ``clients``, a dot each.
         rounds: Length of a run.
         predict: The question under the picture.
         seconds: How long a run started by the Run button takes at least.
@@ -77,6 +79,7 @@ class Compare(Explorable):
         b: Any = "dirichlet_client",
         show: Sequence[str] = ("alpha", "clients", "epochs"),
         curves: Sequence[str] = ("loss", "accuracy"),
+        beside: str = "holdings",
         rounds: int = 60,
         predict: str = "Predict first: which of the two learns faster, A or B?",
         seconds: float = 2.0,
@@ -84,6 +87,7 @@ class Compare(Explorable):
         **settings: Any,
     ):
         one_of("Compare", "vary", vary, VARY)
+        one_of("Compare", "beside", beside, ("holdings", "clients"))
         knobs.offered("Compare: show", show)
         self._shown = set(show)
         check_names("Compare", settings, (vary,))
@@ -98,10 +102,11 @@ class Compare(Explorable):
         }
         pair = {"A": "", "B": ""}
         self._curves = {c: Curve(pair, **look.get(c, {"title": c})) for c in curves}
+        part, key = {"holdings": (Holdings, "counts"), "clients": (Dots, "clients")}[beside]
         super().__init__(
             _all_controls(self._fixed, show, vary, b, self._most_clients),
             self._make,
-            [*self._curves.values(), *(Holdings(key=f"counts_{c}") for c in "ab")],
+            [*self._curves.values(), *(part(key=f"{key}_{c}") for c in "ab")],
             rounds=rounds,
             seconds=seconds,
             readout=lambda s: _numbers(s, self.say),
@@ -258,5 +263,4 @@ def _differ(params: Mapping[str, Any], which: str, say: Words) -> str:
 
 def _numbers(s: Snapshot, say: Words) -> list[str]:
     ends = {c.upper(): s.columns.get(f"accuracy_{c}") for c in "ab"}
-    text = "accuracy {v:.3f}"
-    return [f"{c}: {say(text, v=v[-1])}" for c, v in ends.items() if v is not None]
+    return [f"{c}: {say('accuracy {v:.3f}', v=v[-1])}" for c, v in ends.items() if v is not None]
