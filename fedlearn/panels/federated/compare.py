@@ -34,6 +34,7 @@ _DIFFER: dict[str, tuple[str, tuple[Any, ...]]] = {  # as the menu has it; B: th
     "lr": ("learning rate", (0.1, 1.0)),
 }
 VARY = tuple(_DIFFER)
+_BESIDE = {"holdings": (Holdings, "counts"), "clients": (Dots, "clients")}
 _LONG = {"Epochs": "Local epochs", "Rate η": "Learning rate"}  # beside a letter: the short one
 _SWITCH = {"alpha": "partition", "amount": "feature", "epochs": "method", "batch": "method"}
 
@@ -87,7 +88,7 @@ class Compare(Explorable):
         **settings: Any,
     ):
         one_of("Compare", "vary", vary, VARY)
-        one_of("Compare", "beside", beside, ("holdings", "clients"))
+        one_of("Compare", "beside", beside, tuple(_BESIDE))
         knobs.offered("Compare: show", show)
         self._shown = set(show)
         check_names("Compare", settings, (vary,))
@@ -100,9 +101,8 @@ class Compare(Explorable):
             "accuracy": {"title": "test accuracy", **share},
             "worst": {"title": "test worst", **share},
         }
-        pair = {"A": "", "B": ""}
-        self._curves = {c: Curve(pair, **look.get(c, {"title": c})) for c in curves}
-        part, key = {"holdings": (Holdings, "counts"), "clients": (Dots, "clients")}[beside]
+        self._curves = {c: Curve({"A": "", "B": ""}, **look.get(c, {"title": c})) for c in curves}
+        part, key = _BESIDE[beside]
         super().__init__(
             _all_controls(self._fixed, show, vary, b, self._most_clients),
             self._make,
