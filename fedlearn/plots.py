@@ -15,6 +15,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from .checks import check
 from .history import History
@@ -25,6 +26,7 @@ BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#7A7A7A", "#111111"
 BLACK = INK
 OKABE_ITO = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, INK)
+HALO = [withStroke(linewidth=3, foreground="white")]  # path_effects of a text that lies on lines
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), ":")
 
 SHEET: Any = {

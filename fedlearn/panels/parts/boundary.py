@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import traitlets as T
 
-from ...plots import DASHES, OKABE_ITO
+from ...plots import DASHES, HALO, OKABE_ITO
 from ..engine import Snapshot
 from .base import Part, packed, script
 from .lines import GRID, LIM
@@ -77,9 +77,8 @@ class Boundary(Part):
 
         axes.set(xlim=(-LIM, LIM), ylim=(-LIM, LIM), xlabel="x₁", ylabel="x₂")
         axes.set_aspect("equal", adjustable="box")
-        if not self._scene:
+        if not (s := self._scene):
             return
-        s = self._scene
         greys = ListedColormap(["#FAFAFA", "#E6E6E6", "#CFCFCF", "#BDBDBD"])
         box = (-LIM, LIM, -LIM, LIM)
         axes.imshow(s["regions"], cmap=greys, extent=box, origin="lower", vmin=0, vmax=3, zorder=0)
@@ -87,15 +86,15 @@ class Boundary(Part):
             for right in (False, True):
                 at = s["points"][(s["owner"] == k) & (s["right"] == right)]
                 color, mark = OKABE_ITO[k % 8], MARKS[k % 6]
-                face = color if right else "white"
+                look = {"color": color, "mfc": color if right else "white", "ms": 4, "lw": 0}
                 name = self.say("client {k}", k=k) if right else None
-                look = {"color": color, "mfc": face, "ms": 4, "lw": 0, "label": name}
-                axes.plot(*at.T, mark, **look)
+                axes.plot(*at.T, mark, label=name, **look)
         for k, line in enumerate(s["lines"][1:]):
             axes.plot(*line.T, color=OKABE_ITO[k % 8], lw=1.6, ls=DASHES[1 + k % 4])
         axes.plot(*s["lines"][0].T, color="#111111", lw=2.6, label=self.say("shared"))
         for n in s["names"]:
-            axes.text(*n["at"], self.say("class {name}", name=n["text"]), fontsize=10, ha="center")
+            name = self.say("class {name}", name=n["text"])
+            axes.text(*n["at"], name, fontsize=10, ha="center", path_effects=HALO)
         axes.legend(
             loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=9, edgecolor="none"
         )

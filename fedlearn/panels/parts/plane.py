@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import traitlets as T
 
-from ...plots import OKABE_ITO
+from ...plots import HALO, OKABE_ITO
 from ..engine import Snapshot
 from ..words import length
 from .base import Part, script
@@ -123,7 +123,7 @@ class Plane(Part):
             dx, dy, share = _SPOTS[i]
             side = ("left", "center", "right")[int(share * 2)]
             away = {"xytext": (dx * pixel, dy * pixel), "textcoords": "offset points", "ha": side}
-            axes.annotate(name, p["at"], fontsize=10, **away).set_in_layout(False)
+            axes.annotate(name, p["at"], size=10, path_effects=HALO, in_layout=False, **away)
 
 
 def _where(p: Mapping[str, Any]) -> dict[str, Any]:
