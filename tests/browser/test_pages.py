@@ -14,7 +14,7 @@ from pages.page import page as page_of
 from pages.record import record
 from pages.recordings import quick
 
-from fedlearn.panels import Bars, Explorable, Plane, controls
+from fedlearn.panels import Bars, Curve, Explorable, Plane, controls
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 STEMS = sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
@@ -172,6 +172,30 @@ def test_names_of_points_that_meet_do_not_cover_each_other(page, tmp_path):
             for b in boxes[:i]:
                 apart = (abs(a[k] - b[k]) - (a if a[k] < b[k] else b)[size] for k, size in SIDES)
                 assert max(apart) > -6, f"{stop}: a name covers another one: {a}, {b}"
+
+
+@pytest.mark.parametrize("corner", ["top", "bottom"])
+def test_a_legend_gives_way_to_a_line_that_comes_there(page, tmp_path, corner):
+    """A line high up, in the middle, low down: no point of it lies behind the legend."""
+    knobs = {"level": controls.choices("Level", [0.95, 0.5, 0.05], 0.5)}
+    make = lambda level: ({"loss": level} for _ in range(31))
+    panel = Explorable(knobs, make, [Curve("loss", ylim=(0, 1), legend=corner)], rounds=30)
+    visit(page, page_of_one(panel, [{"level": [0.95, 0.5, 0.05]}], tmp_path))
+    slider = page.get_by_label("Level", exact=True)
+    for stop in ("0", "2", "1", "0"):
+        slider.fill(stop)
+        page.wait_for_timeout(60)
+        legend = page.locator(".fl-legend").bounding_box()
+        frame = page.locator(".fl-curve svg").first.bounding_box()
+        d = page.locator(".fl-curve path.line").first.get_attribute("d")
+        points = [tuple(map(float, q.split())) for q in re.split("[ML]", d) if q]
+        assert len(points) == 31
+        behind = [
+            (x, y)
+            for x, y in ((frame["x"] + x, frame["y"] + y) for x, y in points)
+            if 0 <= x - legend["x"] <= legend["width"] and 0 <= y - legend["y"] <= legend["height"]
+        ]
+        assert not behind, f"level {stop}: the legend at {legend} lies on {behind}"
 
 
 def test_the_nearest_recorded_run_is_shown_and_named(page, tmp_path):

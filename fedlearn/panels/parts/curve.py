@@ -32,7 +32,7 @@ class Curve(Part):
         ylim: Fixed range; by default one that fits, and that grows but doesn't jump.
         log: Logarithmic y axis.
         ylabel: Name of the y axis.
-        legend: ``"top"``, ``"bottom"`` (right corners) or ``""``.
+        legend: ``"top"``, ``"bottom"`` (right corners; the other where a line passes), or ``""``.
         xlabel: Name of the x axis; by default what ``x`` says.
 
     A frame may hold ``"reference": {column: values}`` beside its scalars, and ``reference_name``.
@@ -210,11 +210,10 @@ class Curve(Part):
         axes.set(xlim=(0, self.xmax), ylim=self.ylim, xlabel=self.xlabel, ylabel=self.ylabel)
         axes.grid(alpha=0.25)
         if self.lines and self.legend:
-            where = "upper right" if self.legend == "top" else "lower right"
             rank = {"run": 0, "ghost": 1, "reference": 2}  # stable for several runs
             order = sorted(range(len(self.lines)), key=lambda i: rank.get(self.lines[i]["role"], 0))
             shown = [axes.lines[i] for i in order]
-            axes.legend(handles=shown, loc=where, fontsize=10, framealpha=0.8, edgecolor="none")
+            axes.legend(handles=shown, loc="best", fontsize=10, framealpha=0.8, edgecolor="none")
 
 
 def _is_bytes(column: str) -> bool:

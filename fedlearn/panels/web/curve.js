@@ -10,14 +10,14 @@ function render({ model, el }) {
   const line = svg("path", { class: "line", d: "" }, group);
   const tip = svg("circle", { class: "fl-tip", r: 3.5 }, group);
   const legend = html("div", "fl-legend", p.body);
-  let legendKey = "";
+  let legendKey = "", corner = "";
 
   function drawLegend(lines) {
     const key = JSON.stringify([model.get("legend"), lines.map((l) => [l.name, l.role])]);
     if (key === legendKey) return;
     legendKey = key;
     legend.replaceChildren();
-    legend.className = `fl-legend fl-legend-${model.get("legend") || "none"}`;
+    stand(model.get("legend") || "none");
     const rank = { run: 0, ghost: 1, reference: 2 };
     for (const l of [...lines].sort((a, b) => (rank[a.role] ?? 0) - (rank[b.role] ?? 0))) {
       if (!l.name) continue;
@@ -26,6 +26,22 @@ function render({ model, el }) {
       svg("path", { class: style(l.role, true), d: "M1 5H29" }, s);
       html("span", "", row, l.name);
     }
+  }
+  function stand(where) {
+    corner = where;
+    legend.className = `fl-legend fl-legend-${where}`;
+  }
+  // it goes where fewer points lie behind it, the present run's first of all, and stays there
+  function giveWay(points, box) {
+    const h = legend.offsetHeight + 4, left = box.r - legend.offsetWidth - 8;
+    const behind = { top: 0, bottom: 0 };
+    for (const [x, y, weight] of points) {
+      if (x < left || y < box.t || y > box.b) continue;
+      if (y < box.t + h) behind.top += weight;
+      if (y > box.b - h) behind.bottom += weight;
+    }
+    const other = corner === "top" ? "bottom" : "top";
+    if (behind[corner] > behind[other]) stand(other);
   }
   const style = (role, sample) => (role === "run" ? (sample ? "fl-run" : "line") : role);
 
@@ -38,12 +54,14 @@ function render({ model, el }) {
     });
     put(clip, { x: box.l - 1, y: box.t - 2, width: box.r - box.l + 5, height: box.b - box.t + 4 });
     const lines = model.get("lines"), y = floats(model.get("y")), x = floats(model.get("x"));
+    const points = [];
     let at = 0, last = null, present = "";
     for (const l of lines) {
       let d = "", pen = "M";
       for (let i = at; i < at + l.n; i++) {
         if (!Number.isFinite(y[i]) || !Number.isFinite(x[i])) { pen = "M"; continue; }
         last = [X(x[i]), Y(y[i])];
+        points.push([...last, l.role === "run" ? 9 : 1]);
         d += `${pen}${last[0].toFixed(1)} ${last[1].toFixed(1)}`;
         pen = "L";
       }
@@ -59,6 +77,7 @@ function render({ model, el }) {
     put(line, { d: present });
     p.drawing.dataset.gen = model.get("gen");
     drawLegend(lines);
+    giveWay(points, box);
   }
   const ask = painter(draw), stop = sized(p, draw);
   model.on("change", ask); // once a message, when all of it is set
